@@ -70,4 +70,4 @@ def test_dask_finds_the_command():
     assert entry.value == "dask_dml.cli:main"
     command = entry.load()
     assert isinstance(command, click.Group)
-    assert command.name == "dml"  # Dask registers it by its own name, not by that of the entry point
+    assert command.name == "dml"  # Dask registers it by its own name
