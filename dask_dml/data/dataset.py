@@ -1,0 +1,607 @@
+"""A dataset: rows and columns in a Zarr store, seen as dask arrays.
+
+The group holds ``X`` (n, p), ``y`` (n,), optionally ``sample_weight`` and ``ids`` (n,), and a group
+``sample`` with a small random sample of the rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+from dask.base import compute, get_scheduler
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from dask_dml.data import inputs
+from dask_dml.data.inputs import Target
+from dask_dml.data.layout import (
+    BlockGrid,
+    Layout,
+    check_layout,
+    choose_grid,
+    explicit_grid,
+    sample_rows,
+)
+from dask_dml.data.store import (
+    MAX_CHUNK_BYTES,
+    Array,
+    Group,
+    Place,
+    check_all_chunks_arrived,
+    check_free,
+    create_array,
+    draft,
+    find_place,
+    is_process_local,
+    open_array,
+    open_group,
+    read_chunk,
+    read_whole,
+    seal,
+    write_chunk,
+    write_whole,
+)
+from dask_dml.errors import DataError, StoreError, StoreFormatError
+
+SAMPLE_BYTES = 16_000_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows drawn at random from a dataset.
+
+    Attributes
+    ----------
+    X : ndarray of shape (m, p)
+    y : ndarray of shape (m,)
+    index : ndarray of int64 of shape (m,)
+        Which rows of the dataset they are, sorted.
+    sample_weight : ndarray of shape (m,) or None
+    """
+
+    X: NDArray[Any]
+    y: NDArray[Any]
+    index: NDArray[np.int64]
+    sample_weight: NDArray[Any] | None
+
+
+class Dataset:
+    """Rows and columns in a Zarr store, seen as dask arrays.
+
+    Made by `write_dataset`, `open_dataset` and `ingest`; it reads nothing but metadata until its
+    arrays are computed. It can be pickled.
+
+    Attributes
+    ----------
+    X : dask array of shape (n_rows, n_columns)
+        One chunk, and one task, for each block of the grid.
+    y : dask array of shape (n_rows,)
+        The values that were written, with X's row chunks.
+    sample_weight, ids : dask array of shape (n_rows,) or None
+    layout : {"horizontal", "vertical", "hybrid"}
+    grid : BlockGrid
+    feature_names : list of str
+    target : str or None
+        Name of y.
+    classes : ndarray or None
+        Sorted distinct values of y, where they are labels or at most 1,000 integers.
+    n_rows, n_columns : int
+    url : str
+    sample : Sample
+        A small random sample of the rows, read at the first use.
+    """
+
+    def __init__(self, place: Place, manifest: dict[str, Any], arrays: dict[str, Array]) -> None:
+        self._place = place
+        self._manifest = manifest
+        self._arrays = arrays
+        X = arrays["X"]
+        self.grid = BlockGrid.regular(X.shape[0], X.shape[1], X.chunks[0], X.chunks[1])
+        self.layout: Layout = manifest["layout"]
+        self.feature_names: list[str] = list(manifest["feature_names"])
+        self.target: str | None = manifest["target"]
+        self.n_rows, self.n_columns = X.shape[0], X.shape[1]
+        self.url = place.url
+        self.classes = _classes(manifest)
+        self._labels = None if manifest["labels"] is None else self.classes
+
+    @cached_property
+    def X(self) -> da.Array:  # noqa: N802
+        """The features, a dask array of shape (n_rows, n_columns)."""
+        return self._dask_array("X")
+
+    @cached_property
+    def y(self) -> da.Array:
+        """The target as it was written, a dask array of shape (n_rows,)."""
+        if self._labels is None:
+            return self._dask_array("y")
+        codes = self._dask_array("y", suffix="-codes")
+        y: da.Array = da.map_blocks(
+            partial(np.take, self._labels),
+            codes,
+            dtype=self._labels.dtype,
+            meta=np.empty(0, dtype=self._labels.dtype),
+            name=self._array_name("y"),
+        )
+        return y
+
+    @cached_property
+    def sample_weight(self) -> da.Array | None:
+        """The weights of the rows, a dask array of shape (n_rows,), or None."""
+        return self._dask_array("sample_weight") if "sample_weight" in self._arrays else None
+
+    @cached_property
+    def ids(self) -> da.Array | None:
+        """The ids of the rows, a dask array of shape (n_rows,), or None."""
+        return self._dask_array("ids") if "ids" in self._arrays else None
+
+    @cached_property
+    def sample(self) -> Sample:
+        """A small random sample of the rows, as NumPy arrays."""
+        parts = {
+            name.removeprefix("sample/"): read_whole(array, name, self.url)
+            for name, array in self._arrays.items()
+            if name.startswith("sample/")
+        }
+        y = parts["y"]
+        if self._labels is not None:
+            y = self._labels[y]
+        return Sample(parts["X"], y, parts["index"], parts.get("sample_weight"))
+
+    def repartition(
+        self,
+        store: Any,
+        layout: Layout,
+        chunks: Any = "auto",
+        overwrite: bool = False,
+    ) -> Dataset:
+        """Write the same rows and columns in another layout or other blocks.
+
+        Parameters
+        ----------
+        store : str, Path or zarr store
+            Where to; see `write_dataset`.
+        layout : {"horizontal", "vertical", "hybrid"}
+        chunks : "auto", (int, int), dict or int
+            See `write_dataset`.
+        overwrite : bool
+
+        Returns
+        -------
+        Dataset
+            With the same values, row order, names and classes.
+
+        Raises
+        ------
+        StoreError
+            If a store that cannot be replaced in one step is to be written onto itself.
+        """
+        place = find_place(store)
+        if place.url == self.url and place.folder is None:
+            raise StoreError(f"{self.url} cannot be rewritten onto itself: choose another store")
+        return write_dataset(
+            store,
+            self.X,
+            self.y,
+            layout=layout,
+            chunks=chunks,
+            feature_names=self.feature_names,
+            sample_weight=self.sample_weight,
+            ids=self.ids,
+            overwrite=overwrite,
+            target=self.target,
+            sample_rows=self._manifest["sample"]["rows"],
+            seed=self._manifest["sample"]["seed"],
+        )
+
+    def __repr__(self) -> str:
+        down, across = self.grid.shape
+        return (
+            f"<Dataset {self.url}: {self.n_rows:,} rows x {self.n_columns:,} columns "
+            f"{self._manifest['dtype']}, {self.layout} {down} x {across} blocks, "
+            f"target {self.target or 'y'}{_describe_classes(self.classes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        down, across = self.grid.shape
+        names = ", ".join(self.feature_names[:8]) + (", ..." if self.n_columns > 8 else "")
+        rows = {
+            "store": self.url,
+            "shape": f"{self.n_rows:,} rows x {self.n_columns:,} columns",
+            "dtype": self._manifest["dtype"],
+            "blocks": f"{self.layout}, {down} x {across}",
+            "features": names,
+            "target": (self.target or "y") + _describe_classes(self.classes),
+        }
+        cells = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return "dask_dml.Dataset", self._manifest["uid"]
+
+    def _array_name(self, name: str) -> str:
+        return f"dml-{self._manifest['uid']}-{name}"
+
+    def _dask_array(self, name: str, suffix: str = "") -> da.Array:
+        array = self._arrays[name]
+        dtype = np.dtype(object) if array.dtype.kind in "TO" else array.dtype.newbyteorder("=")
+        chunks = (self.grid.row_chunks, self.grid.column_chunks)[: array.ndim]
+        blocks: da.Array = da.map_blocks(
+            partial(read_chunk, array, name, self.url),
+            chunks=chunks,
+            dtype=dtype,
+            meta=np.empty((0,) * array.ndim, dtype=dtype),
+            name=self._array_name(name) + suffix,
+        )
+        return blocks
+
+
+def write_dataset(
+    store: Any,
+    X: Any,
+    y: Any,
+    layout: Layout = "horizontal",
+    chunks: Any = "auto",
+    feature_names: Sequence[str] | None = None,
+    sample_weight: Any = None,
+    ids: Any = None,
+    overwrite: bool = False,
+    *,
+    target: str | None = None,
+    sample_rows: int | Literal["auto"] = "auto",
+    seed: int = 0,
+) -> Dataset:
+    """Write rows to a Zarr store, block by block, in their order.
+
+    Parameters
+    ----------
+    store : str, Path or zarr store
+        A path, an fsspec URL such as ``s3://bucket/name.zarr``, or a zarr store. A path is
+        written under a hidden temporary name beside it and renamed when complete; elsewhere
+        the manifest is written last. Either way, an unfinished dataset does not open.
+    X : array-like, sparse matrix, dask array, pandas, dask or polars DataFrame
+        Shape (n, p). float32 and float64 are kept, float16 becomes float32, other numbers and
+        booleans float64. NaN may be written. Dask collections of unknown lengths are computed
+        once more, to find the lengths.
+    y : array-like, dask array or Series
+        Shape (n,). Strings and booleans are stored as codes of the sorted labels.
+    layout : {"horizontal", "vertical", "hybrid"}
+    chunks : "auto", (int, int), dict or int
+        Rows and columns of a block; "auto" aims at blocks of at most 64 MB.
+    feature_names : sequence of str, optional
+        By default the columns of a DataFrame, else x0, x1, ...
+    sample_weight : array-like, dask array or Series, optional
+        Shape (n,), finite and not negative.
+    ids : array-like, dask array or Series, optional
+        Shape (n,), integers or strings that name the rows.
+    overwrite : bool
+        Replace a Zarr store that is already there; a local one stays until the new one is
+        complete. Anything else that is there is never touched.
+    target : str, optional
+        Name of y; by default that of a Series.
+    sample_rows : int or "auto"
+        Rows of the sample kept beside the data; "auto" is the larger of 10,000 and 40 for each
+        column, but at most 16 MB.
+    seed : int
+        Of the sample.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    DataError
+        If shapes or values cannot be stored; the message names the argument.
+    StoreExistsError
+        If something is there and ``overwrite`` is False, or it is not a Zarr store.
+    IncompatibleError
+        If ``chunks`` and ``layout`` do not go together.
+
+    Notes
+    -----
+    Blocks of dask collections are written where they are computed: by the workers of the current
+    cluster, or by threads. Other inputs are written by threads of this process.
+    """
+    place = find_place(store)
+    check_free(place, overwrite)
+    matrix = inputs.as_matrix(X)
+    n_rows, n_columns = matrix.shape
+    columns = {"y": inputs.as_column(y, "y", n_rows)}
+    if sample_weight is not None:
+        columns["sample_weight"] = inputs.as_column(sample_weight, "sample_weight", n_rows)
+        inputs.block_dtype(columns["sample_weight"].values.dtype, "sample_weight")
+    if ids is not None:
+        columns["ids"] = inputs.as_column(ids, "ids", n_rows)
+    itemsize = matrix.dtype.itemsize
+    schema = Schema(
+        grid=grid_for(n_rows, n_columns, itemsize, chunks, layout),
+        layout=layout,
+        dtype=matrix.dtype,
+        feature_names=inputs.feature_names_of(feature_names, matrix),
+        target=inputs.describe_target(columns["y"]),
+        target_name=target if target is not None else columns["y"].name,
+        has_weight="sample_weight" in columns,
+        id_dtype=inputs.describe_ids(columns["ids"]) if "ids" in columns else None,
+        n_sample=_sample_size(sample_rows, n_rows, n_columns, itemsize),
+        seed=seed,
+    )
+    blocks = matrix.blocks(schema.grid.row_chunks, schema.grid.column_chunks).to_delayed()
+    series = {
+        name: column.blocks(schema.grid.row_chunks).to_delayed() for name, column in columns.items()
+    }
+    bands = [
+        (i, list(blocks[i]), {name: parts[i] for name, parts in series.items()})
+        for i in range(schema.grid.shape[0])
+    ]
+    is_local = matrix.is_local and all(column.is_local for column in columns.values())
+    with draft(place, overwrite) as group:
+        writer = _Writer(group, schema)
+        if is_process_local(place.store) and not is_local and get_scheduler() is not None:
+            # A store in this process's memory: workers would fill copies of it.
+            written = [writer.write_band(*compute(*band)) for band in bands]
+        else:
+            lazy = [writer.write_band(*band, call=partial(delayed, pure=False)) for band in bands]
+            written = inputs.run(lazy, is_local)
+        writer.seal(written, place)
+    return open_dataset(store)
+
+
+def open_dataset(store: Any) -> Dataset:
+    """Open a dataset that `write_dataset` or `ingest` wrote.
+
+    Parameters
+    ----------
+    store : str, Path or zarr store
+        A path, an fsspec URL such as ``s3://bucket/name.zarr``, or a zarr store.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    StoreFormatError
+        If nothing is there, it is not ours, not complete, of a newer format, or its manifest
+        and arrays disagree; the message says which.
+    """
+    place = find_place(store)
+    group, manifest = open_group(place, "dataset")
+    try:
+        n_rows, n_columns = manifest["n_rows"], manifest["n_columns"]
+        n_sample = manifest["sample"]["rows"]
+        expected = {
+            "X": (n_rows, n_columns),
+            **dict.fromkeys(("y", *manifest["columns"]), (n_rows,)),
+            "sample/X": (n_sample, n_columns),
+            "sample/y": (n_sample,),
+            "sample/index": (n_sample,),
+        }
+        if "sample_weight" in expected:
+            expected["sample/sample_weight"] = (n_sample,)
+        check_layout(manifest["layout"])
+        n_names = len(manifest["feature_names"])
+        arrays = {name: open_array(group, name, place.url) for name in expected}
+        dataset = Dataset(place, manifest, arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, StoreFormatError):
+            raise
+        raise StoreFormatError(f"the manifest of {place.url} is damaged: {error!r}") from error
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != expected or n_names != n_columns:
+        odd = [f"{k} is {found[k]}, not {expected[k]}" for k in expected if found[k] != expected[k]]
+        raise StoreFormatError(
+            f"manifest and arrays of {place.url} disagree: "
+            f"{'; '.join(odd) or f'{n_names} names for {n_columns} columns'}"
+        )
+    row_chunks = {name: arrays[name].chunks[0] for name in ("X", "y", *manifest["columns"])}
+    if len(set(row_chunks.values())) > 1:
+        raise StoreFormatError(f"the arrays of {place.url} have unequal row chunks: {row_chunks}")
+    return dataset
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a dataset's arrays will hold, known before the first block is written."""
+
+    grid: BlockGrid
+    layout: Layout
+    dtype: np.dtype[Any]
+    feature_names: list[str]
+    target: Target
+    target_name: str | None
+    has_weight: bool
+    id_dtype: np.dtype[Any] | None
+    n_sample: int
+    seed: int
+
+
+def write_bands(
+    store: Any,
+    schema: Schema,
+    bands: Iterable[tuple[NDArray[Any], dict[str, NDArray[Any]]]],
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a dataset from rows of blocks that are made one after the other.
+
+    Parameters
+    ----------
+    store : str, Path or zarr store
+        See `write_dataset`; written just as safely.
+    schema : Schema
+    bands : iterable of (ndarray, dict of str to ndarray)
+        For each row of blocks, X of shape (rows, p) and the columns beside it by name.
+    overwrite : bool
+
+    Raises
+    ------
+    DataError
+        If bands are not those of the schema's grid.
+    StoreExistsError
+        If something is there and ``overwrite`` is False, or it is not a Zarr store.
+    """
+    place = find_place(store)
+    grid = schema.grid
+    with draft(place, overwrite) as group:
+        writer = _Writer(group, schema)
+        written = []
+        for i, (X, columns) in enumerate(bands):
+            blocks = [X[:, slice(*grid.column_bounds(j))] for j in range(grid.shape[1])]
+            written.append(writer.write_band(i, blocks, columns))
+        if len(written) < grid.shape[0]:
+            raise DataError(f"{len(written)} rows of blocks came, the grid has {grid.shape[0]}")
+        writer.seal(written, place)
+    return open_dataset(store)
+
+
+class _Writer:
+    """Creates the arrays of a dataset and writes them one row of blocks after the other."""
+
+    def __init__(self, group: Group, schema: Schema) -> None:
+        self.group = group
+        self.schema = schema
+        grid = schema.grid
+        rows, columns = grid.row_chunks[0], grid.column_chunks[0]
+        self.arrays = {
+            "X": create_array(
+                group, "X", (grid.n_rows, grid.n_columns), schema.dtype, (rows, columns)
+            ),
+            "y": create_array(group, "y", (grid.n_rows,), schema.target.dtype, (rows,)),
+        }
+        if schema.has_weight:
+            self.arrays["sample_weight"] = create_array(
+                group, "sample_weight", (grid.n_rows,), np.dtype(np.float64), (rows,)
+            )
+        if schema.id_dtype is not None:
+            self.arrays["ids"] = create_array(
+                group, "ids", (grid.n_rows,), schema.id_dtype, (rows,)
+            )
+        self.sample_rows = sample_rows(grid, schema.n_sample, schema.seed)
+
+    def write_band(
+        self,
+        i: int,
+        blocks: list[Any],
+        columns: dict[str, Any],
+        call: Callable[[Any], Any] = lambda function: function,
+    ) -> list[Any]:
+        """Write the blocks of row ``i``; return their sampled rows and the distinct y.
+
+        With ``call=dask.delayed``, blocks are Delayed and what is returned is still to be computed.
+        """
+        grid, rows = self.schema.grid, self.sample_rows[i]
+        start = grid.row_bounds(i)[0]
+        X = [
+            call(write_chunk)(self.arrays["X"], (start, grid.column_bounds(j)[0]), block, rows)
+            for j, block in enumerate(blocks)
+        ]
+        y = call(self.schema.target.encode)(columns["y"])
+        distinct = call(inputs.few_distinct)(y) if self._wants_distinct else None
+        sampled = {"y": call(write_chunk)(self.arrays["y"], (start,), y, rows)}
+        for name, checked in (
+            ("sample_weight", inputs.checked_weights),
+            ("ids", inputs.checked_ids),
+        ):
+            if name in self.arrays:
+                values = call(checked)(columns[name], i)
+                sampled[name] = call(write_chunk)(self.arrays[name], (start,), values, rows)
+        return [X, sampled, distinct]
+
+    def seal(self, written: list[Any], place: Place) -> None:
+        """Write the sample and, last, the manifest."""
+        schema, grid = self.schema, self.schema.grid
+        check_all_chunks_arrived(self.arrays, place)
+        sample = {"X": np.vstack([np.hstack(X) for X, _, _ in written])}
+        for name in ("y", "sample_weight"):
+            if name in self.arrays:
+                sample[name] = np.concatenate([sampled[name] for _, sampled, _ in written])
+        sample["index"] = np.concatenate(
+            [grid.row_bounds(i)[0] + rows for i, rows in enumerate(self.sample_rows)]
+        )
+        for name, values in sample.items():
+            write_whole(self.group, f"sample/{name}", values)
+        labels = schema.target.labels
+        classes = None if labels is None else labels.tolist()
+        if self._wants_distinct:
+            classes = inputs.merge_distinct(distinct for _, _, distinct in written)
+        seal(
+            self.group,
+            "dataset",
+            {
+                "layout": schema.layout,
+                "n_rows": grid.n_rows,
+                "n_columns": grid.n_columns,
+                "dtype": str(schema.dtype),
+                "feature_names": schema.feature_names,
+                "target": schema.target_name,
+                "labels": None if labels is None else labels.dtype.kind,
+                "classes": classes,
+                "columns": [name for name in self.arrays if name not in ("X", "y")],
+                "sample": {"rows": schema.n_sample, "seed": schema.seed},
+            },
+        )
+
+    @property
+    def _wants_distinct(self) -> bool:
+        return self.schema.target.labels is None and self.schema.target.dtype.kind in "iu"
+
+
+def grid_for(n_rows: int, n_columns: int, itemsize: int, chunks: Any, layout: Layout) -> BlockGrid:
+    """Return the grid that ``chunks`` asks for; "auto" fits blocks to this machine's memory.
+
+    Raises
+    ------
+    DataError
+        If ``chunks`` or ``layout`` cannot be understood, or a block is 2 GB or more.
+    IncompatibleError
+        If they do not go together.
+    """
+    if isinstance(chunks, str) and chunks == "auto":
+        return choose_grid(n_rows, n_columns, itemsize, layout, _memory_bytes())
+    grid = explicit_grid(n_rows, n_columns, chunks, layout)
+    block_bytes = grid.row_chunks[0] * grid.column_chunks[0] * itemsize
+    if block_bytes > MAX_CHUNK_BYTES:
+        raise DataError(
+            f"chunks={chunks!r} makes blocks of {block_bytes / 1e9:.1f} GB, at most 2 GB can be "
+            "compressed: use smaller chunks"
+        )
+    return grid
+
+
+def _classes(manifest: dict[str, Any]) -> NDArray[Any] | None:
+    if manifest["classes"] is None:
+        return None
+    dtypes = {"O": object, "U": str, "b": bool}
+    return np.array(manifest["classes"], dtype=dtypes.get(manifest["labels"]))
+
+
+def _describe_classes(classes: NDArray[Any] | None) -> str:
+    return "" if classes is None else f" ({len(classes)} classes)"
+
+
+def _sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: int) -> int:
+    if asked == "auto":
+        limit = max(1, SAMPLE_BYTES // (n_columns * itemsize))
+        return min(n_rows, max(10_000, 40 * n_columns), limit)
+    if not isinstance(asked, int | np.integer) or not 1 <= asked <= n_rows:
+        raise DataError(f"sample_rows must be 'auto' or from 1 to {n_rows}, found {asked!r}")
+    return int(asked)
+
+
+def _memory_bytes() -> int:
+    """Return the memory of this machine or container."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
