@@ -15,8 +15,9 @@ help:
 	@echo "make install   only create $(VENV)        make clean     remove what make has made"
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dask_dml needs Python 3.11 or later, this is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dask_dml needs Python 3.11 or later, this is " + sys.version.split()[0] + "; name another: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=26'  # the one that comes with Python may fail to resolve
 
 # Two stamps: the demo does not wait for the tools of developers.
 $(VENV)/.stamp-demo: pyproject.toml | $(BIN)/python

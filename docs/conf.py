@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-
-_project = tomllib.loads(
-    (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-)["project"]
+from dask_dml.version import __version__
 
 project = "dask_dml"
 author = "dask_dml developers"
 copyright = "2026, dask_dml developers"
-release = version = _project["version"]
+release = version = __version__
 
 extensions = [
     "myst_parser",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import click
@@ -40,9 +39,8 @@ def test_a_public_name_is_there_and_documented(name):
     assert getattr(dask_dml, name).__doc__
 
 
-def test_the_version_is_that_of_the_project():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert dask_dml.__version__ == settings["project"]["version"]
+def test_the_version_is_that_of_the_installed_package():
+    assert dask_dml.__version__ == version("dask-dml")
 
 
 def test_every_exception_is_a_dask_dml_error():
