@@ -225,7 +225,7 @@ class Target:
         """Return what is stored for a block of y."""
         if self.labels is None:
             return np.asarray(block, dtype=self.dtype)
-        return pd.Index(self.labels).get_indexer(block).astype(self.dtype)
+        return np.asarray(pd.Index(self.labels).get_indexer(block)).astype(self.dtype)
 
 
 def describe_target(column: Column) -> Target:

@@ -25,6 +25,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore, ZipStore
 
 from dask_dml.errors import (
@@ -392,13 +393,15 @@ def open_group(place: Place, kind: str) -> tuple[Group, dict[str, Any]]:
     try:
         group = zarr.open_group(_StrictStore(place.store), path=place.path, mode="r")
         manifest: Any = group.attrs.asdict().get(KEY)
+    except ContainsArrayError as error:
+        raise StoreFormatError(_foreign(url, "is a Zarr array, not a group")) from error
     except FileNotFoundError as error:
         if _exists(place, "X/zarr.json"):
             raise StoreFormatError(
                 f"{url} is half written: it has arrays and no manifest. Write it again"
             ) from error
-        if _exists(place, "zarr.json") or _exists(place, ".zarray"):
-            raise StoreFormatError(_foreign(url, "is a Zarr array, not a group")) from error
+        if place.folder is not None and place.folder.is_file():
+            raise StoreFormatError(f"{url} is a file, and is not a Zarr store") from error
         what = "there is nothing at {}" if _is_empty(place) else "{} is not a Zarr store"
         raise StoreFormatError(what.format(url)) from error
     except (ValueError, TypeError, KeyError) as error:
@@ -414,13 +417,10 @@ def open_group(place: Place, kind: str) -> tuple[Group, dict[str, Any]]:
         )
     if manifest.get("state") != "complete":
         raise StoreFormatError(f"{url} is half written: its writer was stopped. Write it again")
-    if manifest.get("kind") != kind:
-        opener = {"dataset": "open_dataset", "model": "load_model"}.get(
-            str(manifest.get("kind")), "?"
-        )
-        raise StoreFormatError(
-            f"{url} holds a {manifest.get('kind')}, not a {kind}: use dask_dml.{opener}(store)"
-        )
+    found = manifest.get("kind")
+    if found != kind:
+        opener = "load_model" if found == "model" else "open_dataset"
+        raise StoreFormatError(f"{url} holds a {found}, not a {kind}: use dask_dml.{opener}(store)")
     return group, manifest
 
 
