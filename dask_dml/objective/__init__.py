@@ -1,0 +1,24 @@
+"""What is minimised: losses, penalties, and the sums that one block of rows contributes."""
+
+from dask_dml.objective.blocks import Request, Statistics, block_statistics
+from dask_dml.objective.losses import LogisticLoss, Loss, MultinomialLoss, SquaredLoss
+from dask_dml.objective.penalties import L2Penalty
+from dask_dml.objective.problem import Problem
+from dask_dml.objective.summation import TreeSum
+from dask_dml.objective.survey import Survey, TargetKind, survey_block
+
+__all__ = [
+    "L2Penalty",
+    "LogisticLoss",
+    "Loss",
+    "MultinomialLoss",
+    "Problem",
+    "Request",
+    "SquaredLoss",
+    "Statistics",
+    "Survey",
+    "TargetKind",
+    "TreeSum",
+    "block_statistics",
+    "survey_block",
+]

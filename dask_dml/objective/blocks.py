@@ -1,0 +1,255 @@
+"""One block's contribution: sums of loss, gradient and weighted Gram matrix.
+
+The rows of a block are copied, a sub-block at a time, into a float64 scratch that stays in cache,
+centred and with a column of ones for the intercept. So the sums are the same bits whatever the
+block's alignment, memory order, strides, byte order or sparsity, and float32 data is summed in
+float64. Sums, never means: blocks add up.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from dask_dml.objective.losses import Array, Loss
+
+BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix
+
+_SCRATCH_BYTES = 512 * 1024
+_MIN_SCRATCH_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of every block in one round.
+
+    Attributes
+    ----------
+    loss : Loss
+    theta : ndarray of shape (K, q)
+        Coefficients, and the intercept last when there is one, for centred columns.
+    center : ndarray of shape (p,)
+        Subtracted from the columns.
+    order : {1, 2}
+        1: loss and gradient. 2: the Gram matrix too.
+    """
+
+    loss: Loss
+    theta: Array
+    center: Array
+    order: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.theta.nbytes + self.center.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Sums over the rows of one block, or of several.
+
+    Attributes
+    ----------
+    n_rows : int
+    loss : float
+        Weighted sum of losses.
+    gradient : ndarray of shape (K, q)
+        Its gradient.
+    gram : ndarray of shape (K * q, K * q) or None
+        Its Hessian, outputs outermost.
+    """
+
+    n_rows: int
+    loss: float
+    gradient: Array
+    gram: Array | None
+
+    def __add__(self, other: Self) -> Self:
+        gram = None
+        if self.gram is not None and other.gram is not None:
+            gram = self.gram + other.gram
+        return type(self)(
+            self.n_rows + other.n_rows,
+            self.loss + other.loss,
+            self.gradient + other.gradient,
+            gram,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.gradient.nbytes + (0 if self.gram is None else self.gram.nbytes)
+
+
+def block_statistics(
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+) -> Statistics:
+    """Sums of one block.
+
+    Parameters
+    ----------
+    request : Request
+    X : ndarray or CSR matrix of shape (n, p), any real dtype
+    target : ndarray of shape (n,)
+        Class numbers, or values.
+    weight : ndarray of shape (n,) or None
+        Weights of the rows; None is 1 for all.
+
+    Returns
+    -------
+    Statistics
+    """
+    n_outputs, n_terms = request.theta.shape
+    if weight is not None:
+        # Arrays from the wire need not be aligned, and then a dot product has other bits.
+        weight = np.require(weight, np.float64, ["C", "A"])
+    loss_sum = 0.0
+    gradient = np.zeros((n_outputs, n_terms))
+    gram = np.zeros((n_outputs * n_terms,) * 2) if request.order == 2 else None
+    weighted_gram = _WeightedGram(n_outputs, n_terms) if request.order == 2 else None
+    start = 0
+    with single_threaded_blas():
+        for design in design_blocks(X, n_terms, request.center):
+            stop = start + len(design)
+            scores = design @ request.theta.T
+            terms = request.loss.evaluate(scores, target[start:stop], request.order)
+            if weight is None:
+                loss_sum += float(terms.loss.sum())
+                residual, curvature, coupling = terms.residual, terms.curvature, terms.coupling
+            else:
+                w = weight[start:stop]
+                loss_sum += float(w @ terms.loss)
+                residual = terms.residual * w[:, None]
+                curvature = None if terms.curvature is None else terms.curvature * w[:, None]
+                coupling = None if terms.coupling is None else terms.coupling * np.sqrt(w)[:, None]
+            gradient += residual.T @ design
+            if gram is not None and weighted_gram is not None and curvature is not None:
+                weighted_gram.add_to(gram, design, curvature, coupling)
+            start = stop
+    return Statistics(start, loss_sum, gradient, gram)
+
+
+class _WeightedGram:
+    """Adds ``sum_i x_i x_i^T (x) (diag(d_i) - u_i u_i^T)``, outputs outermost."""
+
+    def __init__(self, n_outputs: int, n_terms: int) -> None:
+        self.n_outputs = n_outputs
+        self.n_terms = n_terms
+        self._rows = scratch_rows(n_terms)
+        self._scaled = np.empty((self._rows, n_terms))
+        self._coupled: Array | None = None
+
+    def add_to(self, gram: Array, design: Array, curvature: Array, coupling: Array | None) -> None:
+        scaled = self._scaled[: len(design)]
+        root = np.sqrt(curvature)
+        for k in range(self.n_outputs):
+            np.multiply(design, root[:, k : k + 1], out=scaled)
+            own = slice(k * self.n_terms, (k + 1) * self.n_terms)
+            # A matrix times its own transpose goes to BLAS syrk: half the work.
+            gram[own, own] += scaled.T @ scaled
+        if coupling is not None:
+            if self._coupled is None:
+                self._coupled = np.empty((self._rows, self.n_outputs, self.n_terms))
+            coupled = self._coupled[: len(design)]
+            np.multiply(coupling[:, :, None], design[:, None, :], out=coupled)
+            flat = coupled.reshape(len(design), -1)
+            gram -= flat.T @ flat
+
+
+def scratch_rows(n_terms: int) -> int:
+    """Rows of a sub-block: a power of two, half a megabyte of float64 or 256 rows."""
+    rows = _SCRATCH_BYTES // (8 * max(n_terms, 1))
+    return max(_MIN_SCRATCH_ROWS, 1 << max(rows.bit_length() - 1, 0))
+
+
+def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterator[Array]:
+    """Sub-blocks of rows as float64 with columns centred and, if wanted, a column of ones.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n, p)
+    n_terms : int
+        p, or p + 1 for a column of ones at the end.
+    center : ndarray of shape (p,) or None
+        Subtracted from the columns; None for zeros.
+
+    Yields
+    ------
+    ndarray of shape (m, n_terms)
+        The same memory each time: use it before the next one.
+    """
+    n_rows, n_columns = X.shape
+    rows = scratch_rows(n_terms)
+    scratch = np.empty((min(rows, n_rows), n_terms))
+    scratch[:, n_columns:] = 1.0
+    dense = _dense_rows(X)
+    centred = center is not None and bool(np.any(center))
+    for start in range(0, n_rows, rows):
+        stop = min(start + rows, n_rows)
+        design = scratch[: stop - start]
+        values = design[:, :n_columns]
+        values[...] = dense(start, stop)
+        if centred:
+            values -= center
+        yield design
+
+
+def _dense_rows(X: BlockMatrix) -> Callable[[int, int], NDArray[np.generic]]:
+    if scipy.sparse.issparse(X):
+        return lambda start, stop: X[start:stop].toarray()
+    return lambda start, stop: X[start:stop]
+
+
+class _BlasThreads:
+    """Counts who needs BLAS on one thread, so that the last to leave restores it.
+
+    The number of BLAS threads belongs to the process, and BLAS gives other bits with two threads
+    than with one; two blocks on two threads of one worker must not restore it under each other.
+    """
+
+    def __init__(self) -> None:
+        self._controller = ThreadpoolController()
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limiter: contextmanager | None = None  # type: ignore[valid-type]
+
+    def acquire(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._limiter = self._controller.limit(limits=1, user_api="blas")
+            self._users += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limiter.restore_original_limits()  # type: ignore[union-attr]
+
+
+@functools.cache
+def _blas_threads() -> _BlasThreads:
+    return _BlasThreads()
+
+
+@contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Run BLAS on one thread in this process until the last such block is left."""
+    threads = _blas_threads()
+    threads.acquire()
+    try:
+        yield
+    finally:
+        threads.release()

@@ -1,0 +1,167 @@
+"""Losses: value, and first and second derivative in the scores.
+
+A loss sees scores of shape (n, K) and targets of shape (n,) and knows nothing of features, weights
+or penalties. Its second derivative at one row is a K x K matrix of the form ``diag(d) - u u^T``;
+losses with one output have no ``u``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+
+Array = NDArray[np.float64]
+
+
+class LossTerms(NamedTuple):
+    """A loss and its derivatives in the scores, row by row.
+
+    Attributes
+    ----------
+    loss : ndarray of shape (n,)
+    residual : ndarray of shape (n, K)
+        First derivative.
+    curvature : ndarray of shape (n, K) or None
+        Diagonal part of the second derivative; None when it was not asked for.
+    coupling : ndarray of shape (n, K) or None
+        The vector ``u`` of the part ``-u u^T``; None when outputs do not couple.
+    """
+
+    loss: Array
+    residual: Array
+    curvature: Array | None
+    coupling: Array | None
+
+
+class Loss(Protocol):
+    """What a solver and a block's sums need to know of a loss.
+
+    Attributes
+    ----------
+    n_outputs : int
+        Number of scores a row, K.
+    curvature_bound : float
+        Upper bound of the second derivative's eigenvalues.
+    self_concordance : float
+        Smallest M with ``|D3 f[u, u, v]| <= M |v|_2 D2 f[u, u]`` (generalised self-concordance,
+        Bach 2010; Sun & Tran-Dinh 2019); 0 for quadratic losses.
+    shift_invariant : bool
+        Whether adding one number to all scores of a row leaves the loss as it is.
+    """
+
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def curvature_bound(self) -> float: ...
+    @property
+    def self_concordance(self) -> float: ...
+    @property
+    def shift_invariant(self) -> bool: ...
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss at ``scores``, with second derivatives when ``order`` is 2."""
+        ...
+
+    def best_constant(self, mean: Array) -> Array:
+        """Scores of shape (K,) of the best model without features.
+
+        `mean` is the weighted mean of the target, or the shares of the classes.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticLoss:
+    """Binary log loss of targets 0 and 1: ``log(1 + exp(z)) - y z``."""
+
+    n_outputs: int = 1
+    curvature_bound: float = 0.25
+    self_concordance: float = 1.0
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss; stable for scores of any size."""
+        y = target.astype(np.float64, copy=False)[:, None]
+        tail = np.abs(scores)
+        np.negative(tail, out=tail)
+        np.exp(tail, out=tail)
+        near = 1.0 / (1.0 + tail)
+        far = tail * near
+        residual = np.where(scores >= 0.0, near, far)
+        residual -= y
+        np.log1p(tail, out=tail)
+        tail += np.maximum(scores, 0.0)
+        tail -= y * scores
+        curvature = np.multiply(near, far, out=far) if order == 2 else None
+        return LossTerms(tail[:, 0], residual, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Log odds of class 1."""
+        return np.asarray(logit(mean[1:]), dtype=np.float64)
+
+    def probabilities(self, scores: Array) -> Array:
+        """Class probabilities of shape (n, 2)."""
+        positive = expit(scores[:, 0])
+        return np.stack([expit(-scores[:, 0]), positive], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MultinomialLoss:
+    """Log loss of K classes, targets 0 .. K-1: ``log(sum_k exp(z_k)) - z_y``."""
+
+    n_outputs: int
+    curvature_bound: float = 0.5
+    # |D3[u, u, v]| <= (max v - min v) D2[u, u], and max v - min v <= sqrt(2) |v|_2.
+    self_concordance: float = 2.0**0.5
+    shift_invariant: bool = True
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss; the largest score of a row is taken out before exponentials."""
+        rows = np.arange(len(scores))
+        y = target.astype(np.intp, copy=False)
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        own = shifted[rows, y]
+        np.exp(shifted, out=shifted)
+        total = shifted.sum(axis=1)
+        loss = np.log(total) - own
+        shifted /= total[:, None]
+        residual = shifted.copy() if order == 2 else shifted
+        residual[rows, y] -= 1.0
+        if order == 2:
+            return LossTerms(loss, residual, shifted, shifted)
+        return LossTerms(loss, residual, None, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Logarithms of the class shares, centred."""
+        log_share = np.log(mean)
+        return np.asarray(log_share - log_share.mean(), dtype=np.float64)
+
+    def probabilities(self, scores: Array) -> Array:
+        """Class probabilities of shape (n, K)."""
+        shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredLoss:
+    """Half the squared difference: ``(z - y)^2 / 2``."""
+
+    n_outputs: int = 1
+    curvature_bound: float = 1.0
+    self_concordance: float = 0.0
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        residual = scores - target.astype(np.float64, copy=False)[:, None]
+        loss = 0.5 * residual[:, 0] ** 2
+        curvature = np.ones_like(residual) if order == 2 else None
+        return LossTerms(loss, residual, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """The mean itself."""
+        return mean

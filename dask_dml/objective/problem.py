@@ -1,0 +1,174 @@
+"""The function that a solver minimises, in coordinates that suit it.
+
+People's coordinates are coefficients and intercept of the columns as given. Blocks work with
+centred columns. Solvers see a flat vector ``v`` of centred and scaled coordinates, in which the
+Hessian's diagonal is near one whatever the units of the columns; the objective is the same number
+in all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dask_dml.objective.blocks import Request, Statistics
+from dask_dml.objective.losses import Array, Loss
+from dask_dml.objective.penalties import L2Penalty
+from dask_dml.objective.survey import Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The objective at one point, in the solver's coordinates.
+
+    Attributes
+    ----------
+    value : float
+    gradient : ndarray of shape (d,)
+    hessian : ndarray of shape (d, d) or None
+    """
+
+    value: float
+    gradient: Array
+    hessian: Array | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``multiplier * sum_i s_i loss(z_i, y_i) + penalty(w)``, over all blocks.
+
+    Parameters
+    ----------
+    loss : Loss
+    penalty : L2Penalty
+    multiplier : float
+        Factor on the sum of losses (C of a logistic regression).
+    survey : Survey
+        Of all blocks.
+    fit_intercept : bool
+        Whether there is an intercept; without one columns are not centred.
+    isotropic : bool
+        Scale all columns alike, so that the solution of least norm in the solver's coordinates
+        is that of least norm in people's.
+    """
+
+    loss: Loss
+    penalty: L2Penalty
+    multiplier: float
+    survey: Survey
+    fit_intercept: bool
+    isotropic: bool = False
+    center: Array = field(init=False, repr=False)
+    scale: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        n_columns = len(self.survey.moment1)
+        center = self.survey.mean if self.fit_intercept else np.zeros(n_columns)
+        spread = (
+            self.survey.variance * self.survey.weight
+            if self.fit_intercept
+            else self.survey.moment2.copy()
+        )
+        if self.isotropic:
+            spread[:] = spread.mean()
+        steepness = self.multiplier * self.loss.curvature_bound
+        metric = steepness * spread + self.penalty.strength
+        if self.fit_intercept:
+            metric = np.append(metric, steepness * self.survey.weight)
+        object.__setattr__(self, "center", center)
+        object.__setattr__(self, "scale", np.sqrt(np.where(metric > 0.0, metric, 1.0)))
+
+    @property
+    def n_terms(self) -> int:
+        """Coordinates an output: p, and one more with an intercept."""
+        return len(self.scale)
+
+    @property
+    def n_coordinates(self) -> int:
+        """Length d of the solver's vector: K * q."""
+        return self.loss.n_outputs * self.n_terms
+
+    def _theta(self, point: Array) -> Array:
+        return point.reshape(self.loss.n_outputs, self.n_terms) / self.scale
+
+    def _penalised(self, theta: Array) -> Array:
+        return theta[:, :-1] if self.fit_intercept else theta
+
+    def start(self) -> Array:
+        """The point of the best constant model: no coefficients, and its intercept."""
+        theta = np.zeros((self.loss.n_outputs, self.n_terms))
+        if self.fit_intercept:
+            survey = self.survey
+            if len(survey.classes):
+                mean = survey.class_weight / survey.weight
+            else:
+                mean = np.array([survey.target_moment1 / survey.weight])
+            with np.errstate(divide="ignore"):
+                constant = self.loss.best_constant(mean)
+            theta[:, -1] = np.clip(constant, -30.0, 30.0) if len(survey.classes) else constant
+        return (theta * self.scale).ravel()
+
+    def point(self, coef: Array, intercept: Array) -> Array:
+        """Solver's coordinates of coefficients (K, p) and intercepts (K,)."""
+        theta = coef
+        if self.fit_intercept:
+            theta = np.column_stack([coef, intercept + coef @ self.center])
+        return np.ascontiguousarray(theta * self.scale).ravel()
+
+    def coefficients(self, point: Array) -> tuple[Array, Array]:
+        """Coefficients (K, p) and intercepts (K,) of the columns as given."""
+        theta = self._theta(point)
+        coef = self._penalised(theta).copy()
+        if not self.fit_intercept:
+            return coef, np.zeros(len(coef))
+        return coef, theta[:, -1] - coef @ self.center
+
+    def request(self, point: Array, order: int) -> Request:
+        """What to ask of the blocks to evaluate the objective at a point."""
+        return Request(self.loss, self._theta(point), self.center, order)
+
+    def evaluation(self, point: Array, statistics: Statistics) -> Evaluation:
+        """The objective at a point, from the sums over all blocks."""
+        theta = self._theta(point)
+        coef = self._penalised(theta)
+        value = self.multiplier * statistics.loss + self.penalty.value(coef)
+        gradient = self.multiplier * statistics.gradient
+        self._penalised(gradient)[...] += self.penalty.gradient(coef)
+        gradient /= self.scale
+        hessian = None
+        if statistics.gram is not None:
+            hessian = self._hessian(statistics.gram)
+        return Evaluation(value, gradient.ravel(), hessian)
+
+    def _hessian(self, gram: Array) -> Array:
+        n_outputs, n_terms = self.loss.n_outputs, self.n_terms
+        hessian = (self.multiplier * gram).reshape(n_outputs, n_terms, n_outputs, n_terms)
+        diagonal = np.full(n_terms, self.penalty.strength)
+        if self.fit_intercept:
+            diagonal[-1] = 0.0
+        outputs, terms = np.arange(n_outputs), np.arange(n_terms)
+        hessian[outputs[:, None], terms, outputs[:, None], terms] += diagonal
+        hessian /= self.scale[:, None, None]
+        hessian /= self.scale
+        if self.loss.shift_invariant:
+            # Equal shifts of all outputs change nothing: give that flat direction a curvature of
+            # one, so that the Hessian can be inverted; gradients have no part in it.
+            free = terms[diagonal == 0.0]
+            hessian[:, free, :, free] += 1.0 / n_outputs
+        return hessian.reshape(n_outputs * n_terms, -1)
+
+    @property
+    def row_extent(self) -> Array:
+        """Bounds of a row's entries in the solver's coordinates, shape (q,)."""
+        bound = self.survey.bound + np.abs(self.center)
+        if self.fit_intercept:
+            bound = np.append(bound, 1.0)
+        return bound / self.scale
+
+    @property
+    def strong_convexity(self) -> float:
+        """Lower bound of the Hessian's eigenvalues in the solver's coordinates."""
+        if self.fit_intercept:
+            return 0.0
+        return self.penalty.strength / float(self.scale.max()) ** 2

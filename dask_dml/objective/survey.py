@@ -1,0 +1,313 @@
+"""What has to be known of the data before the first round, in one pass.
+
+Bounds and moments of the columns (for centring, scaling and certificates), the classes or the
+moments of the target, the weights, and whether all of it is finite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_dml.errors import DataError
+from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threaded_blas
+from dask_dml.objective.losses import Array
+
+_MAX_CANDIDATES = 32
+
+
+class TargetKind(Enum):
+    """What the target is: labels, or numbers."""
+
+    CLASSES = "classes"
+    NUMBERS = "numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Sums and bounds over the rows of one block, or of several.
+
+    Attributes
+    ----------
+    n_rows : int
+    weight : float
+        Sum of the sample weights.
+    moment1, moment2 : ndarray of shape (p,)
+        Weighted sums of the columns and of their squares.
+    bound : ndarray of shape (p,)
+        Largest absolute values.
+    classes : ndarray of shape (c,)
+        Labels that occur, sorted; empty for numbers.
+    class_rows, class_weight : ndarray of shape (c,)
+        Rows and weight of each label.
+    target_moment1, target_moment2 : float
+        Weighted sums of the target and of its squares; 0 for labels.
+    """
+
+    n_rows: int
+    weight: float
+    moment1: Array
+    moment2: Array
+    bound: Array
+    classes: NDArray[np.generic]
+    class_rows: Array
+    class_weight: Array
+    target_moment1: float
+    target_moment2: float
+
+    def __add__(self, other: Self) -> Self:
+        classes = np.union1d(self.classes, other.classes)
+
+        def spread(mine: Array, theirs: Array) -> Array:
+            total = np.zeros(len(classes))
+            total[np.searchsorted(classes, self.classes)] += mine
+            total[np.searchsorted(classes, other.classes)] += theirs
+            return total
+
+        return type(self)(
+            self.n_rows + other.n_rows,
+            self.weight + other.weight,
+            self.moment1 + other.moment1,
+            self.moment2 + other.moment2,
+            np.maximum(self.bound, other.bound),
+            classes,
+            spread(self.class_rows, other.class_rows),
+            spread(self.class_weight, other.class_weight),
+            self.target_moment1 + other.target_moment1,
+            self.target_moment2 + other.target_moment2,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.moment1.nbytes * 3 + self.classes.nbytes * 3
+
+    @property
+    def mean(self) -> Array:
+        """Weighted means of the columns, shape (p,)."""
+        return self.moment1 / self.weight if self.weight > 0 else self.moment1
+
+    @property
+    def variance(self) -> Array:
+        """Weighted variances of the columns, shape (p,), 0 for constant columns."""
+        if self.weight <= 0:
+            return np.zeros_like(self.moment2)
+        square = self.moment2 / self.weight
+        variance = square - self.mean**2
+        # What is left of a constant column after cancellation is rounding, not spread.
+        return np.where(variance > 1e-13 * square, variance, 0.0)
+
+
+def survey_block(
+    kind: TargetKind,
+    feature_names: tuple[str, ...],
+    block: int,
+    X: BlockMatrix,
+    y: NDArray[np.generic],
+    sample_weight: NDArray[np.generic] | None,
+) -> Survey:
+    """Survey of one block.
+
+    Parameters
+    ----------
+    kind : TargetKind
+    feature_names : tuple of str
+        Names of the columns, for messages.
+    block : int
+        Number of the block, for messages.
+    X : ndarray or CSR matrix of shape (n, p)
+    y : ndarray of shape (n,)
+    sample_weight : ndarray of shape (n,) or None
+
+    Returns
+    -------
+    Survey
+
+    Raises
+    ------
+    DataError
+        If lengths differ, a number of columns is unexpected, something is NaN or infinite, or a
+        weight is negative. The message names the block, and the column or row.
+    """
+    n_rows, n_columns = X.shape
+    if n_columns != len(feature_names):
+        raise DataError(
+            f"X has {n_columns} columns in block {block}, expected {len(feature_names)} as in "
+            "the other blocks: give all blocks the same columns"
+        )
+    for name, values in (("y", y), ("sample_weight", sample_weight)):
+        if values is not None and len(values) != n_rows:
+            raise DataError(
+                f"{name} has {len(values)} rows where X has {n_rows} in block {block}: "
+                f"give X and {name} the same rows in the same blocks"
+            )
+    weight = None
+    if sample_weight is not None:
+        weight = np.require(sample_weight, np.float64, ["C", "A"])
+        _check_weight(weight, block)
+    moment1, moment2, bound = _column_moments(X, weight, feature_names, block)
+    if kind is TargetKind.CLASSES:
+        classes, class_rows, class_weight = _class_sums(y, weight, block)
+        target1 = target2 = 0.0
+    else:
+        classes, class_rows, class_weight = np.empty(0), np.empty(0), np.empty(0)
+        target1, target2 = _target_moments(y, weight, block)
+    return Survey(
+        n_rows,
+        float(n_rows) if weight is None else float(weight.sum()),
+        moment1,
+        moment2,
+        bound,
+        classes,
+        class_rows,
+        class_weight,
+        target1,
+        target2,
+    )
+
+
+def _check_weight(weight: Array, block: int) -> None:
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0.0)))
+    if len(bad):
+        raise DataError(
+            f"sample_weight[{bad[0]}] of block {block} is {weight[bad[0]]}: "
+            "weights must be finite and not negative"
+        )
+
+
+def _column_moments(
+    X: BlockMatrix, weight: Array | None, feature_names: tuple[str, ...], block: int
+) -> tuple[Array, Array, Array]:
+    n_columns = X.shape[1]
+    moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
+    bound = np.zeros(n_columns)
+    start = 0
+    with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
+        for values in design_blocks(X, n_columns, None):
+            stop = start + len(values)
+            w = np.ones(len(values)) if weight is None else weight[start:stop]
+            moment1 += w @ values
+            np.abs(values, out=values)
+            np.maximum(bound, _column_max(values), out=bound)
+            np.multiply(values, values, out=values)
+            moment2 += w @ values
+            start = stop
+    if not np.all(np.isfinite(bound)):
+        raise DataError(_where_not_finite(X, feature_names, block))
+    if not np.all(np.isfinite(moment2)):
+        column = int(np.flatnonzero(~np.isfinite(moment2))[0])
+        raise DataError(
+            f"X is too large to be squared in column {column} ({feature_names[column]!r}) of block "
+            f"{block}: its largest absolute value is {bound[column]:.3g}; rescale the column"
+        )
+    return moment1, moment2, bound
+
+
+def _column_max(values: Array) -> Array:
+    """Maxima of the columns; rows are taken in bundles, since short rows are slow to reduce."""
+    n_rows, n_columns = values.shape
+    bundle = 64
+    whole = n_rows - n_rows % bundle
+    best: Array = values[whole:].max(axis=0, initial=0.0)
+    if whole:
+        wide = values[:whole].reshape(-1, bundle * n_columns).max(axis=0)
+        best = np.maximum(best, wide.reshape(bundle, n_columns).max(axis=0))
+    return best
+
+
+def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int) -> str:
+    found = []
+    start = 0
+    for values in design_blocks(X, X.shape[1], None):
+        bad = ~np.isfinite(values)
+        if bad.any():
+            found.append((start + bad.argmax(axis=0), bad.any(axis=0), np.isnan(values).any()))
+        start += len(values)
+    columns = sorted({int(c) for _, has, _ in found for c in np.flatnonzero(has)})
+    first_rows, has, is_nan = found[0]
+    column = int(np.flatnonzero(has)[0])
+    kind = "NaN" if is_nan else "infinity"
+    others = f", {len(columns) - 1} more such columns" if len(columns) > 1 else ""
+    return (
+        f"Input X contains {kind} in block {block}, column {column} "
+        f"({feature_names[column]!r}), first at row {int(first_rows[column])} of the block"
+        f"{others}: fill in or drop such values before fit (NaN and inf cannot be fitted)"
+    )
+
+
+def _class_sums(
+    y: NDArray[np.generic], weight: Array | None, block: int
+) -> tuple[NDArray[np.generic], Array, Array]:
+    if y.dtype.kind == "f" and not np.all(np.isfinite(y)):
+        row = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise DataError(
+            f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
+            f"({y[row]}): a class label must be finite (NaN and inf cannot be fitted)"
+        )
+    w = np.ones(len(y)) if weight is None else weight
+    # Labels are nearly always the few that the first rows show: comparing is cheaper than sorting.
+    candidates = np.unique(y[:1024])
+    if len(candidates) <= _MAX_CANDIDATES:
+        where = [y == label for label in candidates]
+        rows = np.array([float(np.count_nonzero(hit)) for hit in where])
+        if rows.sum() == len(y):
+            return candidates, rows, np.array([float(w[hit].sum()) for hit in where])
+    classes, codes = np.unique(y, return_inverse=True)
+    return (
+        classes,
+        np.bincount(codes, minlength=len(classes)).astype(np.float64),
+        np.bincount(codes, weights=w, minlength=len(classes)).astype(np.float64),
+    )
+
+
+def _target_moments(
+    y: NDArray[np.generic], weight: Array | None, block: int
+) -> tuple[float, float]:
+    values = np.require(y, np.float64, ["C", "A"])
+    if not np.all(np.isfinite(values)):
+        row = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise DataError(
+            f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
+            f"({values[row]}): fill in or drop such rows before fit"
+        )
+    with single_threaded_blas():
+        w = np.ones(len(values)) if weight is None else weight
+        return float(w @ values), float(w @ (values * values))
+
+
+@dataclass(frozen=True, slots=True)
+class TargetEncoder:
+    """Turns labels and weights as given into those that the loss sees.
+
+    Attributes
+    ----------
+    classes : ndarray of shape (c,) or None
+        Labels in order; None leaves numbers as they are.
+    class_weight : ndarray of shape (c,) or None
+        Factors on the weights of each label's rows.
+    """
+
+    classes: NDArray[np.generic] | None = None
+    class_weight: Array | None = None
+
+    def encode(
+        self, y: NDArray[np.generic], sample_weight: NDArray[np.generic] | None
+    ) -> tuple[NDArray[np.generic], Array | None]:
+        """Targets of shape (n,) (int32 class numbers or float64) and weights or None."""
+        weight = (
+            None if sample_weight is None else np.require(sample_weight, np.float64, ["C", "A"])
+        )
+        if self.classes is None:
+            return np.require(y, np.float64, ["C", "A"]), weight
+        if len(self.classes) == 2:
+            codes = (y == self.classes[1]).astype(np.int32)
+        else:
+            codes = np.searchsorted(self.classes, y).astype(np.int32)
+        if self.class_weight is not None:
+            factors = self.class_weight[codes]
+            weight = factors if weight is None else weight * factors
+        return codes, weight
