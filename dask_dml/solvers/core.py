@@ -1,0 +1,333 @@
+"""Ask and tell: the protocol of solvers, and the certificate with which they stop.
+
+A solver never evaluates anything. It is asked for the next point (`Solver.ask`), somebody evaluates
+the objective there, and the solver is told (`Solver.tell`). A trial point of a line search is an
+ordinary round. Its state is plain data: arrays and numbers, which can be stored between any two
+rounds and read back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol, Self, TypeVar, cast
+
+import numpy as np
+import scipy.linalg
+
+from dask_dml.objective.losses import Array
+from dask_dml.objective.problem import Evaluation, Problem
+
+CONVERGED = "converged"
+MAX_ITER = "max_iter"
+STALLED = "no further descent"
+
+# Relative size below which a change of the objective is rounding.
+_NOISE = 64 * float(np.finfo(np.float64).eps)
+# Reciprocal condition below which a Hessian is taken as singular.
+_SINGULAR = 1e-13
+
+
+class Ask(NamedTuple):
+    """What a solver wants to know.
+
+    Attributes
+    ----------
+    point : ndarray of shape (d,)
+    order : {1, 2}
+        1: value and gradient. 2: the Hessian too.
+    """
+
+    point: Array
+    order: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """When to stop, and what is known for certifying it.
+
+    Attributes
+    ----------
+    tol : float
+        Relative gap to reach: (objective - optimum) / |objective|.
+    max_iter : int
+        Most iterations (accepted steps).
+    self_concordance : float
+        Constant of the loss; see `Loss.self_concordance`.
+    row_extent : ndarray of shape (q,)
+        Bounds of a row's entries, in the solver's coordinates.
+    strong_convexity : float
+        Lower bound of the Hessian's eigenvalues everywhere; 0 when there is none.
+    """
+
+    tol: float
+    max_iter: int
+    self_concordance: float
+    row_extent: Array
+    strong_convexity: float
+
+    @classmethod
+    def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
+        """The goal for a problem."""
+        return cls(
+            tol,
+            max_iter,
+            problem.loss.self_concordance,
+            problem.row_extent,
+            problem.strong_convexity,
+        )
+
+
+@dataclass(frozen=True)
+class SolverState:
+    """What every solver's state has.
+
+    Attributes
+    ----------
+    point : ndarray of shape (d,)
+        The best point so far; the result, once `reason` is not empty.
+    value : float
+        Objective at the last accepted point.
+    gap : float
+        Upper bound of the relative gap at `point`; nan while there is none.
+    n_iter : int
+        Accepted steps.
+    reason : str
+        Why it stopped; empty while it goes on.
+    """
+
+    point: Array
+    value: float
+    gap: float
+    n_iter: int
+    reason: str
+
+
+S = TypeVar("S", bound=SolverState)
+
+
+class Solver(Protocol[S]):
+    """A method of minimising, apart from what is minimised and who evaluates it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self, point: Array) -> S:
+        """State before the first round."""
+        ...
+
+    def ask(self, state: S) -> Ask:
+        """The next point to evaluate; asked only while `state.reason` is empty."""
+        ...
+
+    def tell(self, state: S, evaluation: Evaluation) -> S:
+        """State after the point that was asked for has been evaluated."""
+        ...
+
+
+def state_arrays(state: SolverState) -> dict[str, Array]:
+    """A state as named numeric arrays and a reason, for storing it without pickle."""
+    return {f.name: np.asarray(getattr(state, f.name)) for f in fields(state) if f.name != "reason"}
+
+
+class NewtonStep(NamedTuple):
+    """A Newton step and what it certifies.
+
+    Attributes
+    ----------
+    direction : ndarray of shape (d,)
+    decrement2 : float
+        Squared Newton decrement, ``g^T H^-1 g``.
+    gap : float
+        Upper bound of (value - optimum) at the point; inf where none can be given.
+    gap_after : float
+        The same at the point plus the whole direction.
+    """
+
+    direction: Array
+    decrement2: float
+    gap: float
+    gap_after: float
+
+
+def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
+    r"""Newton step at a point and the bounds on the gap that it gives.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        With a Hessian.
+    goal : Goal
+
+    Returns
+    -------
+    NewtonStep
+
+    Notes
+    -----
+    For a generalised self-concordant function of order 2 (Bach 2010; Sun & Tran-Dinh 2019,
+    proposition 10) with ``|D3 f[u, u, v]| <= M |v|_x D2 f[u, u]``, in the norm of the Hessian
+    ``|v|_x`` at the point x, and ``a = M * decrement < 1``,
+
+    .. math:: f(x) - f^* \le (a + (1 - a) \log(1 - a)) / M^2,
+
+    the minimum over all lengths of the lower model; and the upper model along the step gives
+
+    .. math:: f(x + d) \le f(x) - a^2 / M^2 + (e^a - a - 1) / M^2.
+
+    Their difference bounds the gap after the step, about ``a^3 / (3 M^2)``: the step that the
+    certifying Hessian has paid for makes the result better, and the bound still holds. M comes from
+    the largest change of a score: ``|x_i v| <= |D^-1/2 x_i| |D^1/2 v|`` with D the squared bounds
+    of the entries, so that it does not depend on units.
+    """
+    if evaluation.hessian is None:
+        raise ValueError("newton_step(evaluation=...) needs a Hessian: ask with order=2")
+    direction, least_eigenvalue = _solve(evaluation, goal)
+    decrement2 = max(float(-(evaluation.gradient @ direction)), 0.0)
+    if goal.self_concordance == 0.0:
+        return NewtonStep(direction, decrement2, 0.5 * decrement2, 0.0)
+    if least_eigenvalue <= 0.0:
+        return NewtonStep(direction, decrement2, np.inf, np.inf)
+    M = goal.self_concordance * np.sqrt(len(goal.row_extent) / least_eigenvalue)
+    gap, gap_after = self_concordant_gaps(M * np.sqrt(decrement2))
+    return NewtonStep(direction, decrement2, gap / M**2, gap_after / M**2)
+
+
+def self_concordant_gaps(a: float) -> tuple[float, float]:
+    """Bounds on the gap before and after a Newton step, in units of ``1 / M^2``.
+
+    Parameters
+    ----------
+    a : float
+        M times the Newton decrement.
+
+    Returns
+    -------
+    gap, gap_after : float
+        inf when `a` is not below 1.
+    """
+    if not a < 1.0:
+        return np.inf, np.inf
+    if a < 1e-2:
+        # The series; the closed forms lose their digits to cancellation here. The factors on the
+        # last terms are above what remains of the series for a < 0.01.
+        gap = a**2 / 2 + a**3 / 6 + a**4 / 12 * 1.02
+        return gap, a**3 / 3 + a**4 / 8 * 1.02
+    gap = a + (1.0 - a) * float(np.log1p(-a))
+    return gap, float(np.expm1(a)) - a - a**2 + gap
+
+
+def _solve(evaluation: Evaluation, goal: Goal) -> tuple[Array, float]:
+    """Newton direction, and the least eigenvalue of the Hessian in units of the rows' extent."""
+    hessian = cast("Array", evaluation.hessian)
+    diagonal = np.diagonal(hessian)
+    root = np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
+    scaled = hessian / root[:, None] / root
+    scaled[np.diag_indices_from(scaled)] = 1.0
+    direction = _cholesky_solve(scaled, evaluation.gradient / root)
+    if direction is None:
+        direction = _pseudo_solve(hessian, evaluation.gradient)
+    else:
+        direction = direction / root
+    least = 0.0
+    if goal.self_concordance > 0.0:
+        extent = np.tile(goal.row_extent, len(hessian) // len(goal.row_extent))
+        # A larger bound is still one, and keeps the eigenvalues within what rounding resolves.
+        extent = np.maximum(extent, 1e-4 * extent.max())
+        metric = hessian / extent[:, None] / extent
+        least = float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0])
+    return -direction, least
+
+
+def _cholesky_solve(matrix: Array, vector: Array) -> Array | None:
+    """Solution by Cholesky, or None where the matrix is singular to working precision."""
+    try:
+        factor = scipy.linalg.cholesky(matrix, lower=True)
+    except scipy.linalg.LinAlgError:
+        return None
+    norm = float(np.abs(matrix).sum(axis=0).max())
+    reciprocal_condition, _ = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
+    if reciprocal_condition < _SINGULAR:
+        return None
+    return np.asarray(scipy.linalg.cho_solve((factor, True), vector))
+
+
+def _pseudo_solve(matrix: Array, vector: Array) -> Array:
+    """Solution of least norm, without the directions that are flat to working precision."""
+    values, vectors = scipy.linalg.eigh(matrix)
+    steep = values > len(values) * float(np.finfo(np.float64).eps) * values[-1] * 10.0
+    basis = vectors[:, steep]
+    return np.asarray(basis @ ((basis.T @ vector) / values[steep]))
+
+
+def certified_finish(
+    point: Array, evaluation: Evaluation, goal: Goal
+) -> tuple[NewtonStep, Array, float]:
+    """The Newton step at a point, the better point it leads to, and that point's relative gap.
+
+    Returns
+    -------
+    step : NewtonStep
+    point : ndarray of shape (d,)
+        The point plus the step.
+    gap : float
+        Relative gap there; nan where there is no bound.
+    """
+    step = newton_step(evaluation, goal)
+    return step, point + step.direction, relative_gap(evaluation.value, step.gap, step.gap_after)
+
+
+def relative_gap(value: float, gap: float, gap_after: float) -> float:
+    """Bound of the relative gap after a step, from absolute bounds before and after it.
+
+    The objective after the step is not known, only that it is above ``value - gap``; rounding of
+    the sums themselves is added.
+    """
+    if not np.isfinite(gap_after):
+        return np.nan
+    noise = _NOISE * 0.125
+    if gap_after <= 0.0:
+        return noise
+    size = abs(value) - gap
+    return gap_after / size + noise if size > 0.0 else np.inf
+
+
+def gradient_gap(value: float, gradient: Array, goal: Goal) -> float:
+    """Bound of the relative gap from the gradient alone, ``|g|^2 / (2 * strong convexity)``.
+
+    nan without strong convexity, as with an intercept, which is not penalised.
+    """
+    if goal.strong_convexity <= 0.0:
+        return np.nan
+    gap = float(gradient @ gradient) / (2.0 * goal.strong_convexity)
+    return relative_gap(value, gap, gap)
+
+
+def is_descent(value: float, slope: float, step: float, trial_value: float) -> bool:
+    """Armijo's condition at a trial point, with allowance for rounding of the sums.
+
+    Parameters
+    ----------
+    value, slope : float
+        Objective and directional derivative where the line starts.
+    step : float
+        How far along the line the trial is.
+    trial_value : float
+        Objective there.
+    """
+    allowed = value + 1e-4 * step * slope + _NOISE * abs(value)
+    return bool(np.isfinite(trial_value) and trial_value <= allowed)
+
+
+def shorter_step(value: float, slope: float, step: float, trial_value: float) -> float:
+    """Next trial of a backtracking: the parabola's minimum, between a tenth and a half."""
+    if not np.isfinite(trial_value):
+        return 0.1 * step
+    curvature = trial_value - value - step * slope
+    if curvature <= 0.0:
+        return 0.5 * step
+    return float(np.clip(-0.5 * slope * step**2 / curvature, 0.1 * step, 0.5 * step))
+
+
+def is_negligible(value: float, expected_decrease: float) -> bool:
+    """Whether an expected decrease is lost in the rounding of the objective."""
+    return expected_decrease <= _NOISE * 0.125 * abs(value)

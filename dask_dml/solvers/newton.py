@@ -1,0 +1,90 @@
+"""Newton's method with Armijo backtracking, every trial an ordinary round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dask_dml.objective.losses import Array
+from dask_dml.objective.problem import Evaluation
+from dask_dml.solvers.core import (
+    CONVERGED,
+    MAX_ITER,
+    STALLED,
+    Ask,
+    Goal,
+    SolverState,
+    certified_finish,
+    is_descent,
+    is_negligible,
+    relative_gap,
+    shorter_step,
+)
+
+
+@dataclass(frozen=True)
+class NewtonState(SolverState):
+    """State of `Newton`: the accepted point, and the line along which a trial is made."""
+
+    direction: Array
+    slope: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Newton's method.
+
+    Every round asks for the Hessian along with value and gradient, since the whole step is nearly
+    always accepted and the next round then needs it.
+
+    Parameters
+    ----------
+    goal : Goal
+    """
+
+    goal: Goal
+    name: str = "newton"
+
+    def start(self, point: Array) -> NewtonState:
+        """State before the first round."""
+        return NewtonState(point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0)
+
+    def ask(self, state: NewtonState) -> Ask:
+        """The next trial point, with its Hessian."""
+        return Ask(state.point + state.step * state.direction, 2)
+
+    def tell(self, state: NewtonState, evaluation: Evaluation) -> NewtonState:
+        """Accept the trial and turn to the next Newton step, or shorten the step."""
+        first = not np.isfinite(state.value)
+        if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
+            step = shorter_step(state.value, state.slope, state.step, evaluation.value)
+            stalled = is_negligible(state.value, -step * state.slope) or step < 1e-12
+            return replace(state, step=step, reason=STALLED if stalled else "")
+        point = self.ask(state).point
+        newton, better, gap_after = certified_finish(point, evaluation, self.goal)
+        gap_here = relative_gap(evaluation.value, newton.gap, newton.gap)
+        n_iter = state.n_iter + (0 if first else 1)
+        accepted = replace(
+            state,
+            point=point,
+            value=evaluation.value,
+            gap=gap_here,
+            n_iter=n_iter,
+            direction=newton.direction,
+            slope=-newton.decrement2,
+            step=1.0,
+        )
+        # Stop when this point is good enough, and return the better one that its step leads to;
+        # for a quadratic that is the optimum, after one round.
+        quadratic = self.goal.self_concordance == 0.0
+        if gap_here <= self.goal.tol or (quadratic and gap_after <= self.goal.tol):
+            return replace(
+                accepted, point=better, gap=gap_after, n_iter=n_iter + 1, reason=CONVERGED
+            )
+        if is_negligible(evaluation.value, 0.5 * newton.decrement2):
+            return replace(accepted, reason=CONVERGED)
+        if n_iter >= self.goal.max_iter:
+            return replace(accepted, reason=MAX_ITER)
+        return accepted
