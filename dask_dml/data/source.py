@@ -1,0 +1,245 @@
+"""Rows in blocks, wherever they are: what an estimator was given, as the runtime needs it.
+
+A source says how rows are cut into blocks and how one block is had. `ArraySource` has its rows in
+this process; `DaskSource` has dask arrays, whose blocks may be in a store, on a cluster, or not
+computed yet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import dask
+import dask.array as da
+import numpy as np
+from dask.delayed import Delayed
+from dask.optimization import cull
+from numpy.typing import NDArray
+
+from dask_dml.data.inputs import with_known_chunks
+from dask_dml.errors import DataError
+
+
+class RawBlock(NamedTuple):
+    """One block of rows as given: X of shape (n, p), y of shape (n,), weights of shape (n,)."""
+
+    X: Any
+    y: NDArray[np.generic]
+    sample_weight: NDArray[np.generic] | None
+
+
+class BlockLoader(Protocol):
+    """Gets one block; picklable, so that it can be called on the machine that needs it."""
+
+    def __call__(self) -> RawBlock: ...
+
+
+class Source(Protocol):
+    """Rows in blocks.
+
+    Attributes
+    ----------
+    feature_names : tuple of str
+        Names of the columns, made up where there are none.
+    row_chunks : tuple of int
+        Rows of each block.
+    row_nbytes : float
+        Bytes of one row of X in memory.
+    """
+
+    @property
+    def feature_names(self) -> tuple[str, ...]: ...
+    @property
+    def row_chunks(self) -> tuple[int, ...]: ...
+    @property
+    def row_nbytes(self) -> float: ...
+
+    def loaders(self) -> list[BlockLoader]:
+        """One loader a block."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _SliceLoader:
+    source: ArraySource
+    start: int
+    stop: int
+
+    def __call__(self) -> RawBlock:
+        rows = slice(self.start, self.stop)
+        weight = self.source.sample_weight
+        return RawBlock(
+            self.source.X[rows], self.source.y[rows], None if weight is None else weight[rows]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Rows in this process.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n, p)
+    y : ndarray of shape (n,)
+    sample_weight : ndarray of shape (n,) or None
+    feature_names : tuple of str
+    row_chunks : tuple of int
+        Rows of each block.
+    """
+
+    X: Any
+    y: NDArray[np.generic]
+    sample_weight: NDArray[np.generic] | None
+    feature_names: tuple[str, ...]
+    row_chunks: tuple[int, ...]
+
+    @property
+    def row_nbytes(self) -> float:
+        """Bytes of one row of X."""
+        nbytes = self.X.data.nbytes if hasattr(self.X, "indptr") else self.X.nbytes
+        return float(nbytes / max(self.X.shape[0], 1))
+
+    def loaders(self) -> list[BlockLoader]:
+        """One loader a block; slices, which copy nothing."""
+        edges = np.concatenate([[0], np.cumsum(self.row_chunks)])
+        return [_SliceLoader(self, int(start), int(stop)) for start, stop in pairwise(edges)]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphLoader:
+    """Computes one block from its own part of a task graph, in the process that calls it."""
+
+    graph: Mapping[Any, Any]
+    keys: tuple[Any, ...]
+
+    def __call__(self) -> RawBlock:
+        return _raw_block(dask.get(self.graph, [*self.keys]))
+
+
+@dataclass(frozen=True, slots=True)
+class FetchLoader:
+    """Fetches one block that is on a cluster."""
+
+    parts: tuple[Delayed, ...]
+
+    def __call__(self) -> RawBlock:
+        return _raw_block(dask.compute(*self.parts))
+
+
+def _raw_block(values: Sequence[Any]) -> RawBlock:
+    return RawBlock(values[0], values[1], values[2] if len(values) > 2 else None)
+
+
+@dataclass(frozen=True, eq=False)
+class DaskSource:
+    """Rows in dask arrays that are cut alike.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, p)
+        One chunk across.
+    y : dask array of shape (n,)
+    sample_weight : dask array of shape (n,) or None
+    feature_names : tuple of str
+    """
+
+    X: da.Array
+    y: da.Array
+    sample_weight: da.Array | None
+    feature_names: tuple[str, ...]
+
+    @property
+    def row_chunks(self) -> tuple[int, ...]:
+        """Rows of each block."""
+        return tuple(int(n) for n in self.X.chunks[0])
+
+    @property
+    def row_nbytes(self) -> float:
+        """Bytes of one row of X."""
+        return float(self.X.dtype.itemsize * self.X.shape[1])
+
+    @property
+    def arrays(self) -> tuple[da.Array, ...]:
+        """The arrays that there are: X, y, and weights if any."""
+        return tuple(a for a in (self.X, self.y, self.sample_weight) if a is not None)
+
+    def parts(self) -> list[tuple[Delayed, ...]]:
+        """The chunks of X, y and, if any, weights of each block, lazy, under their own keys."""
+        columns = [array.to_delayed(optimize_graph=True).ravel() for array in self.arrays]
+        return list(zip(*columns, strict=True))
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """Whether some of it has been computed and is held by a cluster."""
+        return any(
+            type(task).__module__.startswith("distributed")
+            for array in self.arrays
+            for task in dict(array.__dask_graph__()).values()
+        )
+
+    def loaders(self) -> list[BlockLoader]:
+        """One loader a block, each with no more of the graph than it needs."""
+        parts = self.parts()
+        if self.is_on_cluster:
+            return [FetchLoader(part) for part in parts]
+        graph = {
+            key: task for part in parts[0] for key, task in dict(part.__dask_graph__()).items()
+        }
+        loaders: list[BlockLoader] = []
+        for block in parts:
+            keys = tuple(part.key for part in block)
+            own, _ = cull(graph, list(keys))
+            loaders.append(GraphLoader(dict(own), keys))
+        return loaders
+
+
+def dask_source(
+    X: da.Array,
+    y: da.Array,
+    sample_weight: da.Array | None,
+    feature_names: tuple[str, ...] | None,
+) -> DaskSource:
+    """Cut dask arrays alike, into blocks of whole rows.
+
+    Parameters
+    ----------
+    X : dask array of shape (n, p)
+        Its row chunks are the blocks; column chunks are joined.
+    y, sample_weight : dask array of shape (n,)
+        Rechunked to the rows of X where they are cut otherwise.
+    feature_names : tuple of str or None
+        None makes them up.
+
+    Raises
+    ------
+    DataError
+        If dimensions or lengths do not match.
+    """
+    columns = {"y": y} if sample_weight is None else {"y": y, "sample_weight": sample_weight}
+    if X.ndim != 2:
+        raise DataError(f"X must have 2 dimensions, found {X.ndim}: shape {X.shape}")
+    if X.numblocks[1] > 1:
+        X = X.rechunk({1: -1})
+    X = with_known_chunks(X)
+    aligned = {}
+    for name, column in columns.items():
+        if column.ndim != 1:
+            raise DataError(f"{name} must have 1 dimension, found {column.ndim}: {column.shape}")
+        column = with_known_chunks(column)
+        if column.shape[0] != X.shape[0]:
+            raise DataError(
+                f"{name} has {column.shape[0]} rows and X has {X.shape[0]}: inconsistent numbers "
+                "of samples; give both the same rows"
+            )
+        aligned[name] = (
+            column.rechunk((X.chunks[0],)) if column.chunks[0] != X.chunks[0] else column
+        )
+    if feature_names is None:
+        feature_names = tuple(f"x{j}" for j in range(X.shape[1]))
+    if math.prod(X.shape) == 0:
+        raise DataError(f"X has shape {X.shape}: at least one row and one column are needed")
+    return DaskSource(X, aligned["y"], aligned.get("sample_weight"), feature_names)
