@@ -1,0 +1,473 @@
+"""The executor of a Dask cluster: one future a shard, blocks that stay where they are.
+
+Blocks that fit in the workers' memory are placed once and stay; a round sends the request to them
+and gets sums back. Blocks that do not fit are read again every pass, each by the worker that needs
+it. What Dask can make again after the loss of a worker, Dask makes again; between rounds the blocks
+are placed anew when workers have left or joined.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dask.delayed import Delayed
+from distributed import Client, Future, futures_of, get_worker, wait
+
+from dask_dml.data.source import BlockLoader, DaskSource, RawBlock, Source
+from dask_dml.errors import (
+    ClusterError,
+    DaskDMLError,
+    FitError,
+    NoWorkersError,
+    WorkerPackageError,
+)
+from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.core import RoundResult, Stopwatch, WorkersChanged
+from dask_dml.runtime.placement import place, shards
+from dask_dml.runtime.shard import (
+    Contribution,
+    EncodedBlock,
+    RoundWork,
+    ShardResult,
+    SurveyWork,
+    Work,
+    encoded,
+    read_ahead,
+    run_shard,
+)
+from dask_dml.version import __version__
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C", bound=Contribution)
+
+SHARDS_A_THREAD = 2
+# Share of the workers' memory up to which blocks stay there; Dask spills to disk above 0.6.
+RESIDENT_SHARE = 0.5
+# A request larger than this goes to the workers once, and not with each task.
+_INLINE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Futures of one block on the cluster."""
+
+    X: Future[Any]
+    y: Future[Any]
+    sample_weight: Future[Any] | None
+
+
+class ClusterExecutor:
+    """Evaluates blocks as futures on a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Synchronous, with at least one worker.
+    source : Source
+    run_id : str, optional
+        Goes into the keys of all tasks.
+
+    Raises
+    ------
+    NoWorkersError
+        If the cluster has no worker.
+    WorkerPackageError
+        If dask_dml is missing on a worker, or is of another version there.
+    ClusterError
+        If the client is asynchronous.
+    """
+
+    def __init__(self, client: Client, source: Source, run_id: str | None = None) -> None:
+        if client.asynchronous:
+            raise ClusterError(
+                "fit needs a synchronous client and got an asynchronous one: "
+                "use Client(..., asynchronous=False)"
+            )
+        self._client = client
+        self._source = source
+        self._run_id = run_id or new_run_id()
+        self._block_nbytes = [max(n, 1) * source.row_nbytes for n in source.row_chunks]
+        self._threads = self._workers()
+        if not self._threads:
+            raise NoWorkersError(
+                f"the cluster at {_address(client)} has no workers: start some "
+                "(cluster.scale(2)), or wait for them with client.wait_for_workers(1)"
+            )
+        self._check_package()
+        self._speed: dict[str, float] = {}
+        self._rounds_s: dict[str, list[float]] = {}
+        self._n_rounds = 0
+        self._encoder = TargetEncoder()
+        self._held: list[_Held] = []
+        self._targets: list[Future[Any]] = []
+        self._loaders: list[BlockLoader] = []
+        self._placed: dict[int, str] = {}
+        self._shards: list[tuple[str, tuple[int, ...]]] = []
+        self._resident = self._fits_in_memory()
+        if self._resident:
+            self._hold()
+        else:
+            self._loaders = source.loaders()
+            self._place({})
+
+    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
+        """Survey of all blocks, which are loaded now if they stay."""
+        return self._evaluate(SurveyWork(kind, self._source.feature_names), "survey")
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Prepare targets and weights on the workers that hold the blocks."""
+        self._encoder = encoder
+        if not self._resident:
+            return
+        self._targets = [
+            self._client.submit(
+                encoder.encode,
+                held.y,
+                held.sample_weight,
+                key=self._key("target", block),
+                workers=[self._placed[block]],
+                allow_other_workers=True,
+                pure=False,
+            )
+            for block, held in enumerate(self._held)
+        ]
+
+    def evaluate(self, request: Request) -> RoundResult[Statistics]:
+        """Sums over all blocks."""
+        return self._evaluate(RoundWork(request), "hessian" if request.order == 2 else "gradient")
+
+    def close(self) -> None:
+        """Let go of all futures; what others hold stays."""
+        self._targets, self._held = [], []
+
+    # -- cluster ----------------------------------------------------------------------------
+
+    def _workers(self) -> dict[str, int]:
+        """Threads of each worker, in a fixed order."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return {
+            address: int(worker["nthreads"])
+            for address, worker in sorted(workers.items())
+            if worker.get("status", "running") in ("running", "init")
+        }
+
+    def _check_package(self) -> None:
+        # Not a function of ours: where the package is missing, that could not be unpickled.
+        versions = self._client.run(eval, "__import__('dask_dml').__version__", on_error="return")
+        wrong = {
+            worker: "missing" if isinstance(found, Exception) else found
+            for worker, found in versions.items()
+            if found != __version__
+        }
+        if wrong:
+            listed = "; ".join(f"{worker}: {found}" for worker, found in sorted(wrong.items()))
+            raise WorkerPackageError(
+                f"the workers need dask_dml {__version__}, as here, and have: {listed}. Install it "
+                f"where they run (pip install dask-dml=={__version__}, in their image or by "
+                "client.register_plugin(distributed.PipInstall([...])))"
+            )
+
+    def _fits_in_memory(self) -> bool:
+        if isinstance(self._source, DaskSource) and self._source.is_on_cluster:
+            return True
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        limits = [worker["memory_limit"] for worker in workers]
+        if not all(limits):
+            return True
+        return bool(sum(self._block_nbytes) <= RESIDENT_SHARE * sum(limits))
+
+    def _key(self, kind: str, *numbers: int) -> tuple[str | int, ...]:
+        return (f"dml-{kind}-{self._run_id}", *numbers)
+
+    # -- blocks -----------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Have every block made on its worker, or find it where it already is."""
+        if not isinstance(self._source, DaskSource):
+            self._place({})
+            self._held = [
+                self._send(block, loader()) for block, loader in enumerate(self._source.loaders())
+            ]
+            return
+        parts = self._source.parts()
+        futures = {future.key: future for future in futures_of(self._source.arrays)}
+        found = {block: part[0].key for block, part in enumerate(parts) if part[0].key in futures}
+        self._place(self._holders(found))
+        missing: dict[str, list[Delayed]] = {}
+        for block, worker in self._placed.items():
+            absent = [part for part in parts[block] if part.key not in futures]
+            missing.setdefault(worker, []).extend(absent)
+        for worker, absent in missing.items():
+            if absent:
+                made = self._client.persist(absent, workers=[worker], allow_other_workers=True)
+                futures.update((future.key, future) for future in futures_of(made))
+        self._held = [
+            _Held(*(futures[part.key] for part in block), *[None] * (3 - len(block)))
+            for block in parts
+        ]
+        self._move_to_place(found)
+
+    def _send(self, block: int, raw: RawBlock) -> _Held:
+        """Send a block of this process as the argument of a task, which Dask can run again."""
+
+        def send(name: str, value: Any) -> Future[Any]:
+            return self._client.submit(
+                _itself,
+                value,
+                key=self._key(f"send-{name}", block),
+                workers=[self._placed[block]],
+                allow_other_workers=True,
+                pure=False,
+            )
+
+        weight = raw.sample_weight
+        return _Held(
+            send("X", raw.X), send("y", raw.y), None if weight is None else send("weight", weight)
+        )
+
+    def _holders(self, keys: Mapping[int, Any]) -> dict[int, Sequence[str]]:
+        """Workers on which blocks are, by the keys of their X."""
+        if not keys:
+            return {}
+        futures: list[Future[Any]] = [Future(key, client=self._client) for key in keys.values()]
+        wait(futures)
+        who_has = self._client.who_has(futures)
+        return {block: who_has.get(key, ()) for block, key in keys.items()}
+
+    def _place(self, holders: dict[int, Sequence[str]]) -> None:
+        known = [speed for worker, speed in self._speed.items() if worker in self._threads]
+        typical = statistics.median(known) if known else 1.0
+        capacity = {
+            worker: n_threads * self._speed.get(worker, typical)
+            for worker, n_threads in self._threads.items()
+        }
+        self._placed = place(self._block_nbytes, capacity, holders)
+        per_worker = {w: SHARDS_A_THREAD * n for w, n in self._threads.items()}
+        self._shards = shards(self._placed, self._block_nbytes, per_worker)
+
+    def _move_to_place(self, keys: Mapping[int, Any]) -> int:
+        """Copy blocks to the workers they were given to; the number that had to move."""
+        moved = 0
+        for block, where in self._holders(keys).items():
+            worker = self._placed[block]
+            if worker in where:
+                continue
+            moved += 1
+            held = self._held[block]
+            self._held[block] = _Held(
+                self._copy("X", block, held.X),
+                held.y,
+                held.sample_weight,
+            )
+            if self._targets:
+                self._targets[block] = self._copy("target", block, self._targets[block])
+        return moved
+
+    def _copy(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
+        return self._client.submit(
+            _itself,
+            future,
+            key=self._key(f"move-{name}", block, self._n_rounds),
+            workers=[self._placed[block]],
+            allow_other_workers=True,
+            pure=False,
+        )
+
+    # -- rounds -----------------------------------------------------------------------------
+
+    def _evaluate(self, work: Work[Any, C], kind: str) -> RoundResult[C]:
+        watch = Stopwatch()
+        number = self._n_rounds
+        self._n_rounds += 1
+        request: Any = work
+        if work.nbytes > _INLINE_BYTES:
+            request = self._client.submit(
+                _itself, work, key=self._key("request", number), pure=False
+            )
+        futures = [
+            self._client.submit(
+                _run[kind == "survey", self._resident],
+                len(self._block_nbytes),
+                numbers,
+                request,
+                *self._shard_arguments(kind, numbers),
+                key=self._key(kind, number, shard),
+                workers=[worker],
+                allow_other_workers=True,
+                pure=False,
+            )
+            for shard, (worker, numbers) in enumerate(self._shards)
+        ]
+        results = self._gather(futures, number)
+        total: TreeSum[C] = TreeSum(len(self._block_nbytes))
+        busy_s: dict[str, float] = {}
+        done: dict[str, float] = {}
+        for (_, numbers), result in zip(self._shards, results, strict=True):
+            total.update(result.nodes)
+            worker = result.worker
+            busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
+            nbytes = sum(self._block_nbytes[block] for block in numbers)
+            done[worker] = done.get(worker, 0.0) + nbytes
+        self._speed |= {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
+        nbytes = work.nbytes * len(futures) + sum(result.nbytes for result in results)
+        seconds = watch.seconds
+        changes = self._adapt(seconds, kind)
+        threads = self._threads
+        busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
+        return RoundResult(total.value, seconds, busy_s, nbytes, changes)
+
+    def _shard_arguments(self, kind: str, numbers: Sequence[int]) -> tuple[Any, ...]:
+        if not self._resident:
+            loaders = [self._loaders[block] for block in numbers]
+            return (loaders,) if kind == "survey" else (loaders, self._encoder)
+        held = [self._held[block] for block in numbers]
+        X = [block.X for block in held]
+        if kind == "survey":
+            return X, [block.y for block in held], [block.sample_weight for block in held]
+        return X, [self._targets[block] for block in numbers]
+
+    def _gather(self, futures: list[Future[Any]], number: int) -> list[ShardResult[Any]]:
+        try:
+            return list(self._client.gather(futures))
+        except DaskDMLError:
+            self._client.cancel(futures)
+            raise
+        except (Exception, CancelledError) as error:
+            blocks = tuple(
+                block
+                for future, (_, numbers) in zip(futures, self._shards, strict=True)
+                if future.status in ("error", "lost", "cancelled")
+                for block in numbers
+            )
+            self._client.cancel(futures)
+            raise FitError(
+                f"round {number} of run {self._run_id} could not be finished: blocks "
+                f"{_some(blocks)} of {len(self._block_nbytes)} failed with "
+                f"{type(error).__name__}: {error}",
+                self._run_id,
+                number,
+                blocks,
+            ) from error
+        except BaseException:
+            # Ctrl-C: leave nothing running on a cluster that is to be used again.
+            self._client.cancel(futures)
+            raise
+
+    def _adapt(self, seconds: float, kind: str) -> tuple[WorkersChanged, ...]:
+        """Notice workers that left or joined, and place the blocks anew."""
+        earlier = self._rounds_s.setdefault(kind, [])
+        extra_s = max(seconds - statistics.median(earlier), 0.0) if earlier else 0.0
+        now = self._workers()
+        if not now or now.keys() == self._threads.keys():
+            earlier.append(seconds)
+            return ()
+        lost = [worker for worker in self._threads if worker not in now]
+        joined = [worker for worker in now if worker not in self._threads]
+        before = self._placed
+        self._threads = now
+        moved = self._replace()
+        changes = []
+        for worker in lost:
+            n_blocks = sum(1 for at in before.values() if at == worker)
+            changes.append(
+                WorkersChanged(
+                    time.time(),
+                    "worker-lost",
+                    worker,
+                    "not among the scheduler's workers any more",
+                    f"{n_blocks} blocks given to {len(now)} other workers",
+                    extra_s,
+                    n_blocks if self._resident else 0,
+                )
+            )
+        for worker in joined:
+            n_blocks = sum(1 for at in self._placed.values() if at == worker)
+            action = f"{n_blocks} blocks given to it ({moved} moved in all)"
+            changes.append(
+                WorkersChanged(
+                    time.time(), "worker-joined", worker, "new with the scheduler", action, 0.0, 0
+                )
+            )
+        for change in changes:
+            logger.info("%s %s: %s", change.kind, change.worker, change.action)
+        return tuple(changes)
+
+    def _replace(self) -> int:
+        if not self._resident:
+            self._place({})
+            return 0
+        keys = {block: held.X.key for block, held in enumerate(self._held)}
+        self._place(self._holders(keys))
+        return self._move_to_place(keys)
+
+
+def new_run_id() -> str:
+    """Make an identifier that no other run has."""
+    return uuid.uuid4().hex[:12]
+
+
+def _address(client: Client) -> str:
+    return str(client.scheduler_info()["address"])
+
+
+def _some(blocks: Sequence[int]) -> str:
+    shown = ", ".join(str(block) for block in blocks[:8])
+    return shown + (f" and {len(blocks) - 8} more" if len(blocks) > 8 else "")
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _survey_resident(
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: SurveyWork,
+    X: list[Any],
+    y: list[Any],
+    sample_weight: list[Any],
+) -> ShardResult[Survey]:
+    blocks = map(RawBlock, X, y, sample_weight)
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+
+
+def _round_resident(
+    n_blocks: int, numbers: Sequence[int], work: RoundWork, X: list[Any], targets: list[Any]
+) -> ShardResult[Statistics]:
+    blocks = (EncodedBlock(x, *target) for x, target in zip(X, targets, strict=True))
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+
+
+def _survey_streamed(
+    n_blocks: int, numbers: Sequence[int], work: SurveyWork, loaders: list[BlockLoader]
+) -> ShardResult[Survey]:
+    return run_shard(n_blocks, numbers, work, read_ahead(loaders), get_worker().address)
+
+
+def _round_streamed(
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: RoundWork,
+    loaders: list[BlockLoader],
+    encoder: TargetEncoder,
+) -> ShardResult[Statistics]:
+    blocks = encoded(read_ahead(loaders), encoder)
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+
+
+# By whether it is the survey, and whether blocks stay on the workers.
+_run: dict[tuple[bool, bool], Callable[..., ShardResult[Any]]] = {
+    (True, True): _survey_resident,
+    (True, False): _survey_streamed,
+    (False, True): _round_resident,
+    (False, False): _round_streamed,
+}

@@ -1,0 +1,273 @@
+"""The loop of rounds: ask the solver, evaluate on all blocks, tell the solver, say what happened.
+
+The loop knows no machine. An `Executor` evaluates a request on all blocks and adds up what they
+contribute; listeners hear of every event; a fit is the same in one process and on a cluster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from dask_dml.errors import FitError
+from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.solvers import Solver, SolverState
+
+T = TypeVar("T")
+S = TypeVar("S", bound=SolverState)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersChanged:
+    """A worker left the cluster, or joined it.
+
+    Attributes
+    ----------
+    time_s : float
+        When it was noticed, seconds since the epoch.
+    kind : {"worker-lost", "worker-joined"}
+    worker : str
+        Address.
+    evidence : str
+        How it was noticed.
+    action : str
+        What was done.
+    cost_s : float
+        By how much the round took longer than the median of the rounds before it.
+    recomputed_blocks : int
+        Blocks that had to be made again.
+    """
+
+    time_s: float
+    kind: str
+    worker: str
+    evidence: str
+    action: str
+    cost_s: float
+    recomputed_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult(Generic[T]):
+    """What came of one round.
+
+    Attributes
+    ----------
+    total : Statistics or Survey
+        The sum over all blocks.
+    seconds : float
+        Wall time.
+    busy_s : dict of str to float
+        Computing time of each worker.
+    nbytes : int
+        Bytes of request and answers that crossed between processes; 0 in one process.
+    changes : tuple of WorkersChanged
+        What was noticed of the workers in this round.
+    """
+
+    total: T
+    seconds: float
+    busy_s: dict[str, float]
+    nbytes: int
+    changes: tuple[WorkersChanged, ...] = ()
+
+
+class Executor(Protocol):
+    """Evaluates requests on all blocks of a source.
+
+    The survey comes first, then the encoding of the target, then rounds; `close` gives back
+    whatever the executor holds, also after an error.
+    """
+
+    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
+        """Survey of all blocks, one pass."""
+        ...
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Prepare targets and weights for the rounds."""
+        ...
+
+    def evaluate(self, request: Request) -> RoundResult[Statistics]:
+        """Sums over all blocks, one pass."""
+        ...
+
+    def close(self) -> None:
+        """Release blocks, threads and futures."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Which run this is.
+
+    Attributes
+    ----------
+    run_id : str
+        Unique; every task and message of the run carries it.
+    solver : str
+    loss : str
+    n_rows, n_columns, n_blocks : int
+    max_iter : int
+    tol : float
+    """
+
+    run_id: str
+    solver: str
+    loss: str
+    n_rows: int
+    n_columns: int
+    n_blocks: int
+    max_iter: int
+    tol: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitStarted:
+    """A fit begins its rounds; `survey` is what the pass before them found."""
+
+    run: RunSpec
+    survey: RoundResult[Survey]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded:
+    """One round is over.
+
+    Attributes
+    ----------
+    run : RunSpec
+    round : int
+        Counted from 0.
+    order : {1, 2}
+        Whether the Hessian was asked for (2).
+    objective : float
+        At the point that was evaluated.
+    gap : float
+        Upper bound of the relative gap at the solver's best point; nan while there is none.
+    n_iter : int
+        Steps accepted so far.
+    passes : float
+        Full-data passes so far, the survey included.
+    result : RoundResult
+    """
+
+    run: RunSpec
+    round: int
+    order: int
+    objective: float
+    gap: float
+    n_iter: int
+    passes: float
+    result: RoundResult[Statistics]
+
+
+@dataclass(frozen=True, slots=True)
+class FitEnded:
+    """A fit has stopped, and why."""
+
+    run: RunSpec
+    reason: str
+    gap: float
+
+
+Event = FitStarted | RoundEnded | FitEnded
+Listener = Callable[[Event], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a fit ended: the solver's last state, and the passes over the data that it took."""
+
+    state: SolverState
+    passes: float
+
+
+def minimise(
+    problem: Problem,
+    solver: Solver[S],
+    start: np.ndarray,
+    executor: Executor,
+    run: RunSpec,
+    survey: RoundResult[Survey],
+    listeners: Sequence[Listener],
+) -> Outcome:
+    """Run rounds until the solver has a reason to stop.
+
+    Parameters
+    ----------
+    problem : Problem
+    solver : Solver
+    start : ndarray of shape (d,)
+        First point, in the problem's coordinates.
+    executor : Executor
+        Surveyed and encoded.
+    run : RunSpec
+    survey : RoundResult of Survey
+    listeners : sequence of callable
+        Each is called with every event, in this thread. An exception of theirs ends the fit.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    FitError
+        If blocks could not be evaluated, or the objective is not finite at the first point.
+    """
+
+    def emit(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    emit(FitStarted(run, survey))
+    state = solver.start(start)
+    n_rounds = 0
+    while not state.reason:
+        ask = solver.ask(state)
+        result = executor.evaluate(problem.request(ask.point, ask.order))
+        evaluation = problem.evaluation(ask.point, result.total)
+        if n_rounds == 0 and not np.isfinite(evaluation.value):
+            raise FitError(
+                f"the objective is {evaluation.value} at the first point: rescale X, y or "
+                "sample_weight, whose sums overflow",
+                run.run_id,
+                n_rounds,
+            )
+        state = solver.tell(state, evaluation)
+        n_rounds += 1
+        emit(
+            RoundEnded(
+                run=run,
+                round=n_rounds - 1,
+                order=ask.order,
+                objective=evaluation.value,
+                gap=state.gap,
+                n_iter=state.n_iter,
+                passes=1.0 + n_rounds,
+                result=result,
+            )
+        )
+    emit(FitEnded(run, state.reason, state.gap))
+    return Outcome(state, 1.0 + n_rounds)
+
+
+@dataclass
+class Stopwatch:
+    """Wall time since it was made, by a monotonic clock."""
+
+    clock: Callable[[], float] = time.perf_counter
+    started_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_s = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return self.clock() - self.started_s

@@ -1,0 +1,114 @@
+"""The executor of this process: the default without a cluster, and the oracle of the tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import psutil
+
+from dask_dml.data.source import RawBlock, Source
+from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.core import RoundResult, Stopwatch
+from dask_dml.runtime.shard import (
+    Contribution,
+    EncodedBlock,
+    RoundWork,
+    ShardResult,
+    SurveyWork,
+    Work,
+    encoded,
+    read_ahead,
+    run_shard,
+)
+
+C = TypeVar("C", bound=Contribution)
+B = TypeVar("B", RawBlock, EncodedBlock)
+
+_WORKER = "local"
+_SHARDS_A_THREAD = 4
+
+
+class LocalExecutor:
+    """Evaluates blocks on threads of this process.
+
+    Blocks stay in memory when all of them take less than half of what is free; otherwise each is
+    loaded again every pass, the next one while the last is in use.
+
+    Parameters
+    ----------
+    source : Source
+    n_threads : int, optional
+        Default: the cores that this process may use.
+    memory_bytes : int, optional
+        Memory for blocks. Default: half of what is free.
+    """
+
+    def __init__(
+        self, source: Source, n_threads: int | None = None, memory_bytes: int | None = None
+    ) -> None:
+        self._source = source
+        self._n_blocks = len(source.row_chunks)
+        n_threads = n_threads or len(os.sched_getaffinity(0))
+        self._n_threads = min(n_threads, self._n_blocks)
+        self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="dml-block")
+        if memory_bytes is None:
+            memory_bytes = int(psutil.virtual_memory().available // 2)
+        self._loaders = source.loaders()
+        self._resident = source.row_nbytes * sum(source.row_chunks) <= memory_bytes
+        self._raw: list[RawBlock] = []
+        self._encoded: list[EncodedBlock] = []
+        self._encoder = TargetEncoder()
+
+    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
+        """Survey of all blocks; resident blocks are loaded here."""
+        if self._resident and not self._raw:
+            self._raw = list(self._pool.map(lambda loader: loader(), self._loaders))
+        work = SurveyWork(kind, self._source.feature_names)
+        return self._evaluate(work, self._raw_blocks)
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Prepare targets and weights; streamed blocks are encoded as they are read."""
+        self._encoder = encoder
+        self._encoded = list(encoded(self._raw, encoder))
+        self._raw = []
+
+    def evaluate(self, request: Request) -> RoundResult[Statistics]:
+        """Sums over all blocks."""
+        return self._evaluate(RoundWork(request), self._encoded_blocks)
+
+    def close(self) -> None:
+        """Stop the threads and let go of the blocks."""
+        self._pool.shutdown(cancel_futures=True)
+        self._raw, self._encoded = [], []
+
+    def _raw_blocks(self, numbers: Sequence[int]) -> Iterable[RawBlock]:
+        if self._resident:
+            return [self._raw[number] for number in numbers]
+        return read_ahead([self._loaders[number] for number in numbers])
+
+    def _encoded_blocks(self, numbers: Sequence[int]) -> Iterable[EncodedBlock]:
+        if self._resident:
+            return [self._encoded[number] for number in numbers]
+        return encoded(self._raw_blocks(numbers), self._encoder)
+
+    def _evaluate(
+        self, work: Work[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]
+    ) -> RoundResult[C]:
+        watch = Stopwatch()
+        n_shards = min(self._n_blocks, _SHARDS_A_THREAD * self._n_threads)
+        edges = [shard * self._n_blocks // n_shards for shard in range(n_shards + 1)]
+
+        def run(shard: int) -> ShardResult[C]:
+            numbers = range(edges[shard], edges[shard + 1])
+            return run_shard(self._n_blocks, numbers, work, blocks(numbers), _WORKER)
+
+        total: TreeSum[C] = TreeSum(self._n_blocks)
+        busy_s = 0.0
+        for result in self._pool.map(run, range(n_shards)):
+            total.update(result.nodes)
+            busy_s += result.busy_s
+        return RoundResult(total.value, watch.seconds, {_WORKER: busy_s / self._n_threads}, 0)

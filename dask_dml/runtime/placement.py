@@ -1,0 +1,155 @@
+"""Which worker holds which block: decided by bytes and speed, from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+# A worker may have this much more than its share before blocks are moved away from it.
+TOLERANCE = 1.1
+
+
+def place(
+    block_nbytes: Sequence[float],
+    capacity: Mapping[str, float],
+    holders: Mapping[int, Collection[str]],
+) -> dict[int, str]:
+    """Give every block to a worker, evenly, moving as few as that takes.
+
+    Parameters
+    ----------
+    block_nbytes : sequence of float
+        Bytes of each block.
+    capacity : mapping of str to float
+        Speed of each worker, in any unit; shares of the bytes are proportional to it.
+    holders : mapping of int to collection of str
+        Workers on which a block already is; others are placed anew.
+
+    Returns
+    -------
+    dict of int to str
+        Worker of each block. The busiest worker is within a tenth of its share, or cannot be
+        made less busy by giving away one block.
+
+    Raises
+    ------
+    ValueError
+        If there is no worker, or a speed is not positive.
+    """
+    if not capacity or min(capacity.values()) <= 0.0:
+        raise ValueError(f"place(capacity=...) needs workers of positive speed, got {capacity}")
+    placed: dict[int, str] = {}
+    load = dict.fromkeys(capacity, 0.0)
+
+    def busy(worker: str, more: float = 0.0) -> float:
+        return (load[worker] + more) / capacity[worker]
+
+    # Those with few holders first, so that copies go where they are needed.
+    held = [b for b in range(len(block_nbytes)) if set(holders.get(b, ())) & set(capacity)]
+    for block in sorted(held, key=lambda b: (len(holders[b]), b)):
+        candidates = [w for w in capacity if w in holders[block]]
+        worker = min(candidates, key=lambda w: busy(w, block_nbytes[block]))
+        placed[block] = worker
+        load[worker] += block_nbytes[block]
+
+    _fill(block_nbytes, capacity, placed, load)
+    fair = sum(block_nbytes) / sum(capacity.values())
+    while True:
+        busiest = max(capacity, key=busy)
+        if busy(busiest) <= TOLERANCE * fair:
+            return placed
+        move = _best_move(block_nbytes, capacity, placed, load, busiest)
+        if move is None:
+            return placed
+        block, worker = move
+        load[busiest] -= block_nbytes[block]
+        load[worker] += block_nbytes[block]
+        placed[block] = worker
+
+
+def _fill(
+    block_nbytes: Sequence[float],
+    capacity: Mapping[str, float],
+    placed: dict[int, str],
+    load: dict[str, float],
+) -> None:
+    """Place the rest in runs of neighbours, whose sums add up on their worker."""
+    rest = [b for b in range(len(block_nbytes)) if b not in placed]
+    total = sum(block_nbytes)
+    speed = sum(capacity.values())
+    room = {w: max(total * capacity[w] / speed - load[w], 0.0) for w in capacity}
+    scale = sum(block_nbytes[b] for b in rest) / max(sum(room.values()), 1e-300)
+    workers = iter(capacity)
+    worker = next(workers)
+    left = room[worker] * scale
+    for block in rest:
+        # A block goes where its middle lies.
+        while left < block_nbytes[block] / 2:
+            following = next(workers, None)
+            if following is None:
+                break
+            worker = following
+            left += room[worker] * scale
+        placed[block] = worker
+        load[worker] += block_nbytes[block]
+        left -= block_nbytes[block]
+
+
+def _best_move(
+    block_nbytes: Sequence[float],
+    capacity: Mapping[str, float],
+    placed: Mapping[int, str],
+    load: Mapping[str, float],
+    busiest: str,
+) -> tuple[int, str] | None:
+    """The move off the busiest worker that leaves the busier of the two least busy."""
+    best = None
+    best_busy = load[busiest] / capacity[busiest] * (1.0 - 1e-9)
+    for block in (b for b, w in placed.items() if w == busiest):
+        here = (load[busiest] - block_nbytes[block]) / capacity[busiest]
+        for worker in capacity:
+            if worker == busiest:
+                continue
+            there = (load[worker] + block_nbytes[block]) / capacity[worker]
+            if max(here, there) < best_busy:
+                best, best_busy = (block, worker), max(here, there)
+    return best
+
+
+def shards(
+    placed: Mapping[int, str], block_nbytes: Sequence[float], per_worker: Mapping[str, int]
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Cut each worker's blocks into shards, the units of scheduling.
+
+    Parameters
+    ----------
+    placed : mapping of int to str
+        Worker of each block.
+    block_nbytes : sequence of float
+    per_worker : mapping of str to int
+        Most shards of each worker.
+
+    Returns
+    -------
+    list of (worker, blocks)
+        Each with neighbouring blocks of one worker, in order, and about as many bytes as the
+        worker's others.
+    """
+    of_worker: dict[str, list[int]] = {}
+    for block in sorted(placed):
+        of_worker.setdefault(placed[block], []).append(block)
+    cut = []
+    for worker, blocks in of_worker.items():
+        target = sum(block_nbytes[b] for b in blocks) / per_worker[worker]
+        shard: list[int] = []
+        done = 0.0
+        n_cut = 0
+        for block in blocks:
+            middle = done + block_nbytes[block] / 2
+            if shard and middle > target * (n_cut + 1):
+                cut.append((worker, tuple(shard)))
+                shard = []
+                n_cut += 1
+            shard.append(block)
+            done += block_nbytes[block]
+        cut.append((worker, tuple(shard)))
+    return cut

@@ -1,0 +1,161 @@
+"""What one task does with the blocks of one shard, in whatever process it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_dml.data.source import BlockLoader, RawBlock
+from dask_dml.objective import (
+    Request,
+    Statistics,
+    Survey,
+    TargetKind,
+    TreeSum,
+    block_statistics,
+    survey_block,
+)
+from dask_dml.objective.summation import Node
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.core import Stopwatch
+
+
+class EncodedBlock(NamedTuple):
+    """One block of rows as the loss sees it."""
+
+    X: Any
+    target: NDArray[np.generic]
+    weight: NDArray[np.float64] | None
+
+
+class Contribution(Protocol):
+    """What a block contributes: it adds up, and knows its size."""
+
+    @property
+    def nbytes(self) -> int: ...
+    def __add__(self, other: Any, /) -> Any: ...
+
+
+C = TypeVar("C", bound=Contribution)
+B = TypeVar("B", RawBlock, EncodedBlock)
+C_co = TypeVar("C_co", bound=Contribution, covariant=True)
+B_contra = TypeVar("B_contra", RawBlock, EncodedBlock, contravariant=True)
+
+
+class Work(Protocol[B_contra, C_co]):
+    """What is to be done with every block."""
+
+    def __call__(self, number: int, block: B_contra, /) -> C_co: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyWork:
+    """Survey of raw blocks."""
+
+    kind: TargetKind
+    feature_names: tuple[str, ...]
+
+    def __call__(self, number: int, block: RawBlock, /) -> Survey:
+        return survey_block(self.kind, self.feature_names, number, *block)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the names, about."""
+        return sum(len(name) for name in self.feature_names)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundWork:
+    """Sums of encoded blocks."""
+
+    request: Request
+
+    def __call__(self, number: int, block: EncodedBlock, /) -> Statistics:
+        return block_statistics(self.request, *block)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the request."""
+        return self.request.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult(Generic[C]):
+    """What a shard gives back.
+
+    Attributes
+    ----------
+    nodes : list of (node, contribution)
+        Nodes of the sum's tree, as few as its blocks allow.
+    busy_s : float
+        Time it took.
+    worker : str
+        Who did it.
+    """
+
+    nodes: list[tuple[Node, C]]
+    busy_s: float
+    worker: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all contributions."""
+        return sum(value.nbytes for _, value in self.nodes)
+
+
+def run_shard(
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: Work[B, C],
+    blocks: Iterable[B],
+    worker: str,
+) -> ShardResult[C]:
+    """Do the work on each block of a shard and add up what adds up.
+
+    Parameters
+    ----------
+    n_blocks : int
+        Blocks of the whole source.
+    numbers : sequence of int
+        Numbers of this shard's blocks.
+    work : Work
+    blocks : iterable of RawBlock or EncodedBlock
+        The blocks, one for each number; it may load them as they are needed.
+    worker : str
+        Who does it.
+    """
+    watch = Stopwatch()
+    total: TreeSum[C] = TreeSum(n_blocks)
+    for number, block in zip(numbers, blocks, strict=True):
+        total.add((0, number), work(number, block))
+    return ShardResult(total.nodes, watch.seconds, worker)
+
+
+def read_ahead(loaders: Sequence[BlockLoader]) -> Iterator[RawBlock]:
+    """Load blocks one after the other, the next one while the last is in use.
+
+    At most two blocks are held at a time.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="dml-read-ahead") as reader:
+        pending = None
+        for loader in loaders:
+            following = reader.submit(loader)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def encoded(blocks: Iterable[RawBlock], encoder: TargetEncoder) -> Iterator[EncodedBlock]:
+    """Encode raw blocks as they come."""
+    for block in blocks:
+        yield EncodedBlock(block.X, *encoder.encode(block.y, block.sample_weight))
