@@ -1,0 +1,411 @@
+"""From the arguments of `fit` to a finished fit: what all estimators share.
+
+An estimator says what is minimised (loss, penalty, factor) and what its result means; everything
+between, from the kind of input to the rounds on the cluster, is here.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import dask.array as da
+import numpy as np
+from dask.base import is_dask_collection
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
+
+from dask_dml.data.dataset import Dataset, open_dataset
+from dask_dml.data.layout import choose_grid
+from dask_dml.data.source import ArraySource, Source, dask_source
+from dask_dml.data.store import save_arrays
+from dask_dml.errors import DataError, IncompatibleError
+from dask_dml.objective import Problem, Survey, TargetKind
+from dask_dml.objective.losses import Array
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.report.history import History
+from dask_dml.report.progress import default_progress
+from dask_dml.runtime import Listener, RunSpec, Runtime, minimise
+from dask_dml.runtime.cluster import new_run_id
+from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
+from dask_dml.solvers.core import CONVERGED
+from dask_dml.version import __version__
+
+SOLVERS = ("auto", "newton", "lbfgs", "gd")
+
+# Coordinates up to which Newton's method takes less time than L-BFGS: its Hessian costs more than
+# a gradient by a factor that grows with the columns, and for several classes with their number too.
+_NEWTON_COORDINATES = 1200
+_NEWTON_COORDINATES_CLASSES = 300
+# Coordinates up to which one Hessian is formed to certify what a gradient method found.
+_CERTIFIED_COORDINATES = 2000
+# How much closer a gradient method goes by its own estimate where nothing certifies its result.
+_UNCERTIFIED = 1e-3
+
+MODEL_FORMAT = 1
+
+
+class Setting(NamedTuple):
+    """What an estimator minimises, once the survey is known.
+
+    Attributes
+    ----------
+    problem : Problem
+    encoder : TargetEncoder
+    start : ndarray of shape (d,)
+        First point, in the problem's coordinates.
+    """
+
+    problem: Problem
+    encoder: TargetEncoder
+    start: Array
+
+
+class LinearEstimator(BaseEstimator):
+    """Base of the linear estimators.
+
+    A subclass gives the kind of its target (`_target_kind`), its `_setting`, and takes the result
+    in `_take`.
+    """
+
+    tol: float
+    max_iter: int
+    solver: str
+    fit_intercept: bool
+    warm_start: bool
+    runtime: Runtime | None
+    callbacks: Sequence[Listener]
+
+    _target_kind: TargetKind
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, dask array, dask DataFrame, Dataset, path or URL
+            Features of shape (n, p), or a dataset, which brings its own y and weights.
+        y : array-like, dask array or Series of shape (n,), optional
+            Target; left out with a dataset.
+        sample_weight : array-like, dask array or Series of shape (n,), optional
+            Weights, finite and not negative.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        DataError
+            If the data cannot be fitted; the message names the block and the column.
+        IncompatibleError
+            If arguments do not go together; raised before any data is read.
+        ClusterError
+            If the cluster cannot run a fit.
+        FitError
+            If a fit under way could not go on.
+        """
+        self._check_arguments()
+        source, names = self._source(X, y, sample_weight)
+        run_id = new_run_id()
+        runtime = Runtime() if self.runtime is None else self.runtime
+        executor = runtime.executor(source, run_id)
+        try:
+            survey = executor.survey(self._target_kind)
+            _check_survey(survey.total)
+            setting = self._setting(survey.total)
+            executor.encode(setting.encoder)
+            solver = self._solver(setting.problem)
+            run = RunSpec(
+                run_id,
+                solver.name,
+                type(setting.problem.loss).__name__,
+                survey.total.n_rows,
+                len(source.feature_names),
+                len(source.row_chunks),
+                self.max_iter,
+                self.tol,
+            )
+            history = History()
+            listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
+            outcome = minimise(
+                setting.problem, solver, setting.start, executor, run, survey, listeners
+            )
+        finally:
+            executor.close()
+        state = outcome.state
+        self.n_features_in_ = len(source.feature_names)
+        if names is not None:
+            self.feature_names_in_ = np.asarray(names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        self._take(setting, *setting.problem.coefficients(state.point))
+        self.gap_ = float(state.gap)
+        self.n_iter_ = max(int(state.n_iter), 1)
+        self.n_passes_ = float(outcome.passes)
+        self.history_ = history.frame()
+        self.faults_ = history.faults_frame()
+        if state.reason != CONVERGED:
+            warnings.warn(
+                f"{type(self).__name__}(solver={self.solver!r}) stopped before a relative gap of "
+                f"{self.tol:g} ({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
+                "raise max_iter, or use solver='newton'",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def save(self, store: Any, overwrite: bool = False) -> None:
+        """Write the fitted model to a Zarr store, without pickle.
+
+        Parameters
+        ----------
+        store : str, Path or zarr store
+        overwrite : bool
+
+        Raises
+        ------
+        StoreExistsError
+            If something is there and ``overwrite`` is False.
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        """
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        arrays = {
+            "coef": np.asarray(self.coef_, dtype=np.float64),
+            "intercept": np.asarray(self.intercept_, dtype=np.float64),
+        }
+        attributes = {
+            "format": MODEL_FORMAT,
+            "kind": "model",
+            "estimator": type(self).__name__,
+            "parameters": {
+                name: _plain(name, value)
+                for name, value in self.get_params(deep=False).items()
+                if name not in ("runtime", "callbacks")
+            },
+            "n_features": int(self.n_features_in_),
+            "feature_names": None if names is None else [str(name) for name in names],
+            "classes": _classes_as_json(getattr(self, "classes_", None)),
+            "gap": None if np.isnan(self.gap_) else self.gap_,
+            "n_iter": self.n_iter_,
+            "n_passes": self.n_passes_,
+            "written_by": f"dask_dml {__version__}",
+        }
+        save_arrays(store, arrays, attributes, overwrite=overwrite)
+
+    def _restore(self, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> Self:
+        """Take on what `save` wrote."""
+        if attributes["classes"] is not None:
+            labels = attributes["classes"]
+            self.classes_ = np.asarray(labels["values"], dtype=labels["dtype"])
+        self.coef_ = arrays["coef"]
+        self.intercept_ = (
+            arrays["intercept"] if arrays["intercept"].ndim else float(arrays["intercept"])
+        )
+        self.n_features_in_ = int(attributes["n_features"])
+        if attributes["feature_names"] is not None:
+            self.feature_names_in_ = np.asarray(attributes["feature_names"], dtype=object)
+        self.gap_ = np.nan if attributes["gap"] is None else float(attributes["gap"])
+        self.n_iter_ = int(attributes["n_iter"])
+        self.n_passes_ = float(attributes["n_passes"])
+        return self
+
+    # -- what a subclass says ---------------------------------------------------------------
+
+    def _setting(self, survey: Survey) -> Setting:
+        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+
+    def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
+        raise TypeError(f"{type(self).__name__} does not say what its coefficients are")
+
+    # -- arguments --------------------------------------------------------------------------
+
+    def _check_arguments(self) -> None:
+        name = type(self).__name__
+        if self.solver not in SOLVERS:
+            raise IncompatibleError(
+                f"{name}(solver={self.solver!r}) is not a solver: use one of {', '.join(SOLVERS)}"
+            )
+        if not self.tol > 0.0:
+            raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
+        if self.max_iter != int(self.max_iter) or self.max_iter < 1:
+            raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
+
+    def _source(self, X: Any, y: Any, sample_weight: Any) -> tuple[Source, tuple[str, ...] | None]:
+        """The rows as a source, and the names of the columns where they have any."""
+        if is_dataset(X):
+            return _dataset_source(as_dataset(X), y, sample_weight)
+        if is_dask_collection(X):
+            if y is None:
+                raise ValueError(
+                    f"{type(self).__name__} requires y to be passed, but the target y is None"
+                )
+            names = tuple(str(c) for c in X.columns) if hasattr(X, "columns") else None
+            weight = None if sample_weight is None else _as_dask(sample_weight)
+            return dask_source(_as_dask(X), _as_dask(y), weight, names), names
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=(np.float64, np.float32),
+            ensure_all_finite=False,
+            y_numeric=self._target_kind is TargetKind.NUMBERS,
+        )
+        if sample_weight is not None:
+            sample_weight = _weights(sample_weight, X.shape[0])
+        named = getattr(self, "feature_names_in_", None)
+        names = None if named is None else tuple(str(name) for name in named)
+        grid = choose_grid(X.shape[0], X.shape[1], X.dtype.itemsize)
+        made_up = tuple(f"x{j}" for j in range(X.shape[1]))
+        return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
+
+    def _solver(self, problem: Problem) -> Solver[Any]:
+        d = problem.n_coordinates
+        goal = Goal.of(problem, self.tol, self.max_iter)
+        name = self.solver
+        if name == "auto":
+            several = problem.loss.n_outputs > 1
+            limit = _NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES
+            name = "newton" if d <= limit else "lbfgs"
+        newton = Newton(goal)
+        if name == "newton":
+            return newton
+        descent = LBFGS if name == "lbfgs" else GradientDescent
+        if d <= _CERTIFIED_COORDINATES:
+            return Relay(descent(goal), newton)
+        return descent(Goal.of(problem, self.tol * _UNCERTIFIED, self.max_iter))
+
+    def _warm(self, problem: Problem, coef: Array, intercept: Array) -> Array:
+        """First point: that of the last fit with ``warm_start``, otherwise the constant model."""
+        if self.warm_start and hasattr(self, "coef_") and self.coef_.shape == coef.shape:
+            return problem.point(np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_))
+        return problem.start()
+
+    # -- prediction -------------------------------------------------------------------------
+
+    def _map_scores(self, X: Any, finish: Callable[[Array], NDArray[Any]], dtype: Any) -> Any:
+        """Scores of the rows, finished block by block: lazy for dask input, else NumPy."""
+        check_is_fitted(self)
+        coef = np.atleast_2d(self.coef_)
+        intercept = np.atleast_1d(self.intercept_)
+        if is_dataset(X):
+            X = as_dataset(X).X
+        if is_dask_collection(X):
+            if hasattr(X, "columns"):
+                _check_feature_names(self, X.head(0), reset=False)
+            X = _as_dask(X)
+            if X.shape[1] != self.n_features_in_:
+                raise DataError(
+                    f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input: give it the columns it was fitted on"
+                )
+            if X.numblocks[1] > 1:
+                X = X.rechunk({1: -1})
+            sample = finish(np.zeros((1, len(coef))))
+            wide = sample.ndim == 2
+            return X.map_blocks(
+                _predict_block,
+                coef,
+                intercept,
+                finish,
+                dtype=dtype,
+                drop_axis=None if wide else 1,
+                chunks=(X.chunks[0], (sample.shape[1],)) if wide else (X.chunks[0],),
+                meta=np.empty((0,) * sample.ndim, dtype=dtype),
+                name=None,
+            )
+        X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
+        return _predict_block(X, coef, intercept, finish)
+
+
+def _predict_block(
+    X: Any, coef: Array, intercept: Array, finish: Callable[[Array], NDArray[Any]]
+) -> NDArray[Any]:
+    return finish(np.asarray(X @ coef.T, dtype=np.float64) + intercept)
+
+
+def is_dataset(X: Any) -> bool:
+    """Whether X is a dataset, or names one: a path, a URL or a zarr store."""
+    if isinstance(X, Dataset | str | os.PathLike):
+        return True
+    return type(X).__module__.split(".")[0] == "zarr"
+
+
+def as_dataset(X: Any) -> Dataset:
+    """The dataset that X is or names."""
+    return X if isinstance(X, Dataset) else open_dataset(X)
+
+
+def _dataset_source(
+    dataset: Dataset, y: Any, sample_weight: Any
+) -> tuple[Source, tuple[str, ...] | None]:
+    if dataset.layout != "horizontal":
+        raise IncompatibleError(
+            f"fit needs blocks of whole rows, and {dataset.url} has layout "
+            f"{dataset.layout!r}: use dataset.repartition(store, layout='horizontal')"
+        )
+    weight = dataset.sample_weight if sample_weight is None else _as_dask(sample_weight)
+    names = tuple(dataset.feature_names)
+    target = dataset.y if y is None else _as_dask(y)
+    named = names != tuple(f"x{j}" for j in range(len(names)))
+    return dask_source(dataset.X, target, weight, names), names if named else None
+
+
+def _as_dask(values: Any) -> da.Array:
+    if hasattr(values, "to_dask_array"):
+        values = values.to_dask_array()
+    if not isinstance(values, da.Array):
+        values = da.from_array(np.asarray(values), chunks=-1)
+    array: da.Array = values
+    return array
+
+
+def _weights(sample_weight: Any, n_rows: int) -> NDArray[Any]:
+    if np.ndim(sample_weight) == 0:
+        return np.full(n_rows, float(sample_weight))
+    weights = np.asarray(sample_weight)
+    if weights.ndim != 1:
+        raise DataError(f"sample_weight must be 1D array or scalar, got shape {weights.shape}")
+    if len(weights) != n_rows:
+        raise DataError(f"sample_weight.shape == {weights.shape}, expected ({n_rows},)!")
+    return weights
+
+
+def _check_survey(survey: Survey) -> None:
+    if survey.weight <= 0.0:
+        raise DataError("sample_weight is zero in every row: give some rows a positive weight")
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {"items": [[_plain(name, k), _plain(name, v)] for k, v in value.items()]}
+    if isinstance(value, float) and not np.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"the parameter {name}={value!r} cannot be written to a model store")
+
+
+def plain_value(value: Any) -> Any:
+    """What `save` wrote of a parameter, as it was."""
+    if isinstance(value, dict):
+        if "float" in value:
+            return float(value["float"])
+        return {key: plain_value(item) for key, item in value["items"]}
+    return value
+
+
+def _classes_as_json(classes: NDArray[Any] | None) -> dict[str, Any] | None:
+    if classes is None:
+        return None
+    dtype = "object" if classes.dtype.kind in "OUT" else classes.dtype.str
+    return {"dtype": dtype, "values": classes.tolist()}
