@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pickle
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from dask_dml.datasets import synthetic
+
+MAKERS = {
+    "higgs_like": synthetic.higgs_like,
+    "wide": lambda n_rows, **rest: synthetic.wide(n_rows, n_columns=12, **rest),
+    "multinomial": lambda n_rows, **rest: synthetic.multinomial(n_rows, n_columns=6, **rest),
+    "poisson": lambda n_rows, **rest: synthetic.poisson(n_rows, n_columns=6, **rest),
+}
+
+
+def values(pair, scheduler="sync"):
+    return dask.compute(*pair, scheduler=scheduler)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_row_does_not_depend_on_chunks_threads_or_rows_behind_it(name):
+    make = MAKERS[name]
+    X, y = values(make(25_000, seed=5, chunk_rows=25_000))
+    for pair in (
+        make(25_000, seed=5, chunk_rows=7_001),
+        make(31_000, seed=5, chunk_rows=10_000),
+    ):
+        other_X, other_y = values(pair, scheduler="threads")
+        assert other_X[:25_000].tobytes() == X.tobytes()
+        assert other_y[:25_000].tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_declared_is_what_is_made(name):
+    X, y = MAKERS[name](12_000, chunk_rows=5_000)
+    made_X, made_y = values((X, y))
+    assert X.chunks[0] == y.chunks[0] == (5_000, 5_000, 2_000)
+    assert (made_X.shape, made_X.dtype) == (X.shape, X.dtype)
+    assert (made_y.shape, made_y.dtype) == (y.shape, y.dtype)
+    assert made_X.dtype == np.float32
+    assert np.isfinite(made_X).all()
+    assert np.unique(made_X[:, 0]).size > 11_000  # segments differ
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_seeds_name_problems(name):
+    make = MAKERS[name]
+    X, _ = values(make(1_000, seed=0))
+    again, _ = values(make(1_000, seed=0))
+    other, _ = values(make(1_000, seed=1))
+    assert again.tobytes() == X.tobytes()
+    assert other.tobytes() != X.tobytes()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40_000), st.integers(1, 40_000))
+def test_chunks_cover_the_rows(n_rows, chunk_rows):
+    chunk_rows = max(chunk_rows, n_rows // 50)
+    X, y = synthetic.wide(n_rows, n_columns=1, chunk_rows=chunk_rows)
+    assert X.shape == (n_rows, 1)
+    assert sum(X.chunks[0]) == sum(y.chunks[0]) == n_rows
+    assert max(X.chunks[0]) <= chunk_rows
+
+
+def test_a_cluster_makes_the_same_bytes():
+    X, y = synthetic.higgs_like(30_000, seed=2, chunk_rows=4_000)
+    expected = values((X, y), scheduler="threads")
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster),
+    ):
+        made = dask.compute(X, y)
+    assert made[0].tobytes() == expected[0].tobytes()
+    assert made[1].tobytes() == expected[1].tobytes()
+
+
+def test_the_client_holds_no_data():
+    X, _ = synthetic.higgs_like(4_000_000)
+    assert len(X.chunks[0]) == 16
+    assert len(pickle.dumps(X)) < 100_000
+
+
+def test_higgs_like_is_as_hard_as_higgs_for_a_linear_classifier():
+    X, y = values(synthetic.higgs_like(40_000))
+    assert X.shape[1] == len(synthetic.HIGGS_COLUMNS) == 28
+    assert y.mean() == pytest.approx(0.53, abs=0.01)
+    model = LogisticRegression(solver="newton-cholesky").fit(X[:30_000], y[:30_000])
+    auc = roc_auc_score(y[30_000:], model.decision_function(X[30_000:]))
+    assert 0.66 < auc < 0.70
+    for name, column in zip(synthetic.HIGGS_COLUMNS, X.T, strict=True):
+        if "b_tag" in name:
+            assert np.unique(column).size == 3
+        elif name.endswith(("pt", "pT")) or name.startswith("m"):
+            assert column.min() > 0 or name == "missing_energy_phi"
+
+
+@pytest.mark.parametrize("score_std", [0.0, 2.0])
+def test_wide_has_the_scores_that_were_asked_for(score_std):
+    X, y = values(synthetic.wide(20_000, n_columns=10, score_std=score_std))
+    model = LogisticRegression(C=1e6).fit(X, y)
+    assert np.std(model.decision_function(X)) == pytest.approx(score_std, abs=0.1)
+
+
+def test_poisson_has_the_mean_that_was_asked_for():
+    _, y = values(synthetic.poisson(50_000, mean=3.0))
+    assert y.mean() == pytest.approx(3.0, rel=0.03)
+    assert (y == np.floor(y)).all()
+    assert y.var() > y.mean()
+
+
+def test_multinomial_has_every_class():
+    _, y = values(synthetic.multinomial(20_000, n_classes=4))
+    shares = np.bincount(y) / len(y)
+    np.testing.assert_allclose(shares, 0.25, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: synthetic.higgs_like(0), "n_rows"),
+        (lambda: synthetic.higgs_like(10, seed=-1), "seed"),
+        (lambda: synthetic.higgs_like(10, chunk_rows=0), "chunk_rows"),
+        (lambda: synthetic.wide(10, n_columns=0), "n_columns"),
+        (lambda: synthetic.wide(10, score_std=-1.0), "score_std"),
+        (lambda: synthetic.multinomial(10, n_classes=1), "n_classes"),
+        (lambda: synthetic.multinomial(10, score_std=float("nan")), "score_std"),
+        (lambda: synthetic.poisson(10, mean=0.0), "mean"),
+        (lambda: synthetic.poisson(10, score_std=9.0), "score_std"),
+    ],
+)
+def test_a_bad_argument_is_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
