@@ -24,8 +24,9 @@ from dask_dml.objective.losses import Array, Loss
 
 BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
-_SCRATCH_BYTES = 512 * 1024
+_SCRATCH_BYTES = 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
+_BUNDLE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class _WeightedGram:
 
 
 def scratch_rows(n_terms: int) -> int:
-    """Rows of a sub-block: a power of two, half a megabyte of float64 or 256 rows."""
+    """Rows of a sub-block: a power of two, about a megabyte of float64, at least 256."""
     rows = _SCRATCH_BYTES // (8 * max(n_terms, 1))
     return max(_MIN_SCRATCH_ROWS, 1 << max(rows.bit_length() - 1, 0))
 
@@ -196,14 +197,19 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
     scratch = np.empty((min(rows, n_rows), n_terms))
     scratch[:, n_columns:] = 1.0
     dense = _dense_rows(X)
-    centred = center is not None and bool(np.any(center))
+    shift = None
+    if center is not None and np.any(center):
+        # Rows are short: the subtraction is several times faster on bundles of them.
+        shift = np.tile(np.append(center, np.zeros(n_terms - n_columns)), _BUNDLE)
     for start in range(0, n_rows, rows):
         stop = min(start + rows, n_rows)
         design = scratch[: stop - start]
-        values = design[:, :n_columns]
-        values[...] = dense(start, stop)
-        if centred:
-            values -= center
+        design[:, :n_columns] = dense(start, stop)
+        if shift is not None:
+            whole = len(design) - len(design) % _BUNDLE
+            wide = design[:whole].reshape(-1, len(shift))
+            wide -= shift
+            design[whole:] -= shift[:n_terms]
         yield design
 
 

@@ -64,12 +64,15 @@ class Problem:
 
     def __post_init__(self) -> None:
         n_columns = len(self.survey.moment1)
-        center = self.survey.mean if self.fit_intercept else np.zeros(n_columns)
-        spread = (
-            self.survey.variance * self.survey.weight
-            if self.fit_intercept
-            else self.survey.moment2.copy()
-        )
+        center = np.zeros(n_columns)
+        spread = self.survey.moment2.copy()
+        if self.fit_intercept:
+            mean, variance = self.survey.mean, self.survey.variance
+            # Where the mean is within the spread, centring costs time and gains no accuracy; the
+            # solution of least norm is that of columns which are all centred.
+            needed = self.isotropic or bool(np.any(mean**2 > variance))
+            center = mean if needed else center
+            spread = variance * self.survey.weight
         if self.isotropic:
             spread[:] = spread.mean()
         steepness = self.multiplier * self.loss.curvature_bound
