@@ -331,7 +331,7 @@ def write_dataset(
         target_name=target if target is not None else columns["y"].name,
         has_weight="sample_weight" in columns,
         id_dtype=inputs.describe_ids(columns["ids"]) if "ids" in columns else None,
-        n_sample=_sample_size(sample_rows, n_rows, n_columns, itemsize),
+        n_sample=sample_size(sample_rows, n_rows, n_columns, itemsize),
         seed=seed,
     )
     blocks = matrix.blocks(schema.grid.row_chunks, schema.grid.column_chunks).to_delayed()
@@ -587,7 +587,14 @@ def _describe_classes(classes: NDArray[Any] | None) -> str:
     return "" if classes is None else f" ({len(classes)} classes)"
 
 
-def _sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: int) -> int:
+def sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: int) -> int:
+    """Return the rows of the sample that ``asked`` means; "auto" is described in `write_dataset`.
+
+    Raises
+    ------
+    DataError
+        If it is not "auto" or a number from 1 to ``n_rows``.
+    """
     if asked == "auto":
         limit = max(1, SAMPLE_BYTES // (n_columns * itemsize))
         return min(n_rows, max(10_000, 40 * n_columns), limit)

@@ -221,6 +221,11 @@ class Target:
     dtype: np.dtype[Any]
     labels: NDArray[Any] | None
 
+    @classmethod
+    def of_labels(cls, labels: NDArray[Any]) -> Target:
+        """Store codes of sorted labels, in the smallest integers that hold them."""
+        return cls(np.min_scalar_type(-max(len(labels), 1)), labels)
+
     def encode(self, block: Any) -> NDArray[Any]:
         """Return what is stored for a block of y."""
         if self.labels is None:
@@ -241,7 +246,7 @@ def describe_target(column: Column) -> Target:
     if kind in "fiu":
         return Target(block_dtype(dtype, "y") if kind == "f" else dtype.newbyteorder("="), None)
     if kind == "b":
-        return Target(np.dtype(np.int8), np.array([False, True]))
+        return Target.of_labels(np.array([False, True]))
     if kind in "cmMVS":
         raise DataError(f"y holds {dtype} values: numbers, booleans or strings are needed")
     parts = [delayed(distinct_labels)(b, i) for i, b in enumerate(_flat_blocks(column.values))]
@@ -250,7 +255,7 @@ def describe_target(column: Column) -> Target:
         return Target(labels, None)
     if kind == "U":
         labels = labels.astype(str)
-    return Target(np.min_scalar_type(-max(len(labels), 1)), labels)
+    return Target.of_labels(labels)
 
 
 def distinct_labels(block: Any, index: int) -> list[Any]:
