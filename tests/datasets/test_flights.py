@@ -123,6 +123,16 @@ def test_write_keeps_rows_names_and_report(data, tmp_path):
         flights.write(tmp_path)
 
 
+def test_the_first_days_alone(table):
+    data = flights.load(days=5)
+    days = dates_of(table, data.train_X.index) | dates_of(table, data.test_X.index)
+    assert sorted(days) == [f"2013-01-0{day}" for day in range(1, 6)]
+    assert len(data.report.days_test) == 1
+    assert np.isfinite(data.train_X.to_numpy()).all()
+    with pytest.raises(ValueError, match="days must be at least 5"):
+        flights.load(days=4)
+
+
 def test_a_package_that_is_missing_is_named():
     with pytest.raises(IngestError, match=r"no_such_package.*dask-dml\[examples\]"):
         package_folder("no_such_package")
