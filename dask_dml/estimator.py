@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple, Self
 
 import dask.array as da
@@ -232,7 +233,7 @@ class LinearEstimator(BaseEstimator):
             raise IncompatibleError(
                 f"{name}(solver={self.solver!r}) is not a solver: use one of {', '.join(SOLVERS)}"
             )
-        if not self.tol > 0.0:
+        if not (isinstance(self.tol, Real) and self.tol > 0.0):
             raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
         if self.max_iter != int(self.max_iter) or self.max_iter < 1:
             raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
@@ -368,9 +369,9 @@ def _as_dask(values: Any) -> da.Array:
 
 
 def _weights(sample_weight: Any, n_rows: int) -> NDArray[Any]:
-    if np.ndim(sample_weight) == 0:
-        return np.full(n_rows, float(sample_weight))
     weights = np.asarray(sample_weight)
+    if weights.ndim == 0:
+        return np.full(n_rows, float(weights))
     if weights.ndim != 1:
         raise DataError(f"sample_weight must be 1D array or scalar, got shape {weights.shape}")
     if len(weights) != n_rows:
@@ -407,5 +408,5 @@ def plain_value(value: Any) -> Any:
 def _classes_as_json(classes: NDArray[Any] | None) -> dict[str, Any] | None:
     if classes is None:
         return None
-    dtype = "object" if classes.dtype.kind in "OUT" else classes.dtype.str
+    dtype = "object" if classes.dtype.kind in "OT" else classes.dtype.str
     return {"dtype": dtype, "values": classes.tolist()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import dask.array as da
@@ -130,7 +131,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not (np.isreal(self.C) and self.C > 0.0):
+        if not (isinstance(self.C, Real) and self.C > 0.0):
             raise ValueError(f"LogisticRegression(C=...) must be a positive number, got {self.C!r}")
         if self.l1_ratio:
             raise IncompatibleError(
@@ -416,7 +417,7 @@ class Ridge(_LeastSquares):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not (np.isreal(self.alpha) and np.isfinite(self.alpha) and self.alpha >= 0.0):
+        if not (isinstance(self.alpha, Real) and np.isfinite(self.alpha) and self.alpha >= 0.0):
             raise ValueError(f"Ridge(alpha=...) must be a finite number >= 0, got {self.alpha!r}")
 
     def _penalty(self) -> L2Penalty:

@@ -85,17 +85,18 @@ class LogisticLoss:
 
     def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
         """Terms of the loss; stable for scores of any size."""
-        y = target.astype(np.float64, copy=False)[:, None]
-        tail = np.abs(scores)
+        # In terms of the margin nothing cancels, however sure and right the scores are.
+        sign = 1.0 - 2.0 * target.astype(np.float64, copy=False)[:, None]
+        wrong = sign * scores
+        tail = np.abs(wrong)
         np.negative(tail, out=tail)
         np.exp(tail, out=tail)
         near = 1.0 / (1.0 + tail)
         far = tail * near
-        residual = np.where(scores >= 0.0, near, far)
-        residual -= y
+        residual = np.where(wrong >= 0.0, near, far)
+        residual *= sign
         np.log1p(tail, out=tail)
-        tail += np.maximum(scores, 0.0)
-        tail -= y * scores
+        tail += np.maximum(wrong, 0.0, out=wrong)
         curvature = np.multiply(near, far, out=far) if order == 2 else None
         return LossTerms(tail[:, 0], residual, curvature, None)
 
@@ -123,14 +124,20 @@ class MultinomialLoss:
         """Terms of the loss; the largest score of a row is taken out before exponentials."""
         rows = np.arange(len(scores))
         y = target.astype(np.intp, copy=False)
-        shifted = scores - scores.max(axis=1, keepdims=True)
+        top = scores.argmax(axis=1)
+        shifted = scores - scores[rows, top, None]
         own = shifted[rows, y]
         np.exp(shifted, out=shifted)
-        total = shifted.sum(axis=1)
-        loss = np.log(total) - own
-        shifted /= total[:, None]
+        # The largest is 1: sums without it, and without a row's own class, lose nothing of rows
+        # that are surely right.
+        shifted[rows, top] = 0.0
+        rest = shifted.sum(axis=1)
+        loss = np.log1p(rest) - own
+        shifted[rows, top] = 1.0
+        shifted /= (1.0 + rest)[:, None]
         residual = shifted.copy() if order == 2 else shifted
-        residual[rows, y] -= 1.0
+        residual[rows, y] = 0.0
+        residual[rows, y] = -residual.sum(axis=1)
         if order == 2:
             return LossTerms(loss, residual, shifted, shifted)
         return LossTerms(loss, residual, None, None)

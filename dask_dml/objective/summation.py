@@ -59,8 +59,8 @@ class TreeSum(Generic[T]):
         level, index = node
         if not (0 <= level <= self._top and 0 <= index << level < self.n_blocks):
             raise ValueError(f"node {node} is not in a tree of {self.n_blocks} blocks")
-        if self._covered(node):
-            raise ValueError(f"node {node} was added before")
+        if self._overlaps(node):
+            raise ValueError(f"node {node} was added before, or a part of it")
         while level < self._top:
             sibling = (level, index ^ 1)
             if sibling[1] << level < self.n_blocks:
@@ -76,9 +76,12 @@ class TreeSum(Generic[T]):
         for node, value in nodes:
             self.add(node, value)
 
-    def _covered(self, node: Node) -> bool:
+    def _overlaps(self, node: Node) -> bool:
         level, index = node
-        return any((level + up, index >> up) in self._nodes for up in range(self._top - level + 1))
+        return any(
+            index >> max(other - level, 0) == at >> max(level - other, 0)
+            for other, at in self._nodes
+        )
 
     @property
     def nodes(self) -> list[tuple[Node, T]]:

@@ -125,8 +125,18 @@ class Solver(Protocol[S]):
 
 
 def state_arrays(state: SolverState) -> dict[str, Array]:
-    """A state as named numeric arrays and a reason, for storing it without pickle."""
-    return {f.name: np.asarray(getattr(state, f.name)) for f in fields(state) if f.name != "reason"}
+    """A state without its reason as named numeric arrays, for storing it without pickle.
+
+    The fields of a state within a state have names such as ``first/point``.
+    """
+    arrays: dict[str, Array] = {}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, SolverState):
+            arrays |= {f"{field.name}/{name}": a for name, a in state_arrays(value).items()}
+        elif field.name != "reason" and value is not None:
+            arrays[field.name] = np.asarray(value)
+    return arrays
 
 
 class NewtonStep(NamedTuple):
