@@ -125,8 +125,8 @@ def load(seed: int = 0, days: int | None = None) -> Flights:
     joined, unmatched = _join(kept, tables)
 
     dates = pd.to_datetime(joined[["year", "month", "day"]])
-    days, day_of_row = np.unique(dates.to_numpy(), return_inverse=True)
-    test_days = held_out(len(days), TEST_SHARE, seed)
+    flown, day_of_row = np.unique(dates.to_numpy(), return_inverse=True)
+    test_days = held_out(len(flown), TEST_SHARE, seed)
     is_test = test_days[day_of_row]
 
     numeric = _numeric(joined)
@@ -144,7 +144,7 @@ def load(seed: int = 0, days: int | None = None) -> Flights:
         rows_dropped=dropped,
         rows_train=int((~is_test).sum()),
         rows_test=int(is_test.sum()),
-        days_test=tuple(np.datetime_as_string(days[test_days], unit="D").tolist()),
+        days_test=tuple(np.datetime_as_string(flown[test_days], unit="D").tolist()),
         unmatched=unmatched,
         cells_rejected=rejected,
         cells_imputed=imputed,
