@@ -233,7 +233,7 @@ class LinearEstimator(BaseEstimator):
             raise IncompatibleError(
                 f"{name}(solver={self.solver!r}) is not a solver: use one of {', '.join(SOLVERS)}"
             )
-        if not (isinstance(self.tol, Real) and self.tol > 0.0):
+        if not (is_number(self.tol) and self.tol > 0.0):
             raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
         if self.max_iter != int(self.max_iter) or self.max_iter < 1:
             raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
@@ -366,6 +366,11 @@ def _as_dask(values: Any) -> da.Array:
         values = da.from_array(np.asarray(values), chunks=-1)
     array: da.Array = values
     return array
+
+
+def is_number(value: Any) -> bool:
+    """Whether an argument is a real number."""
+    return isinstance(value, Real)
 
 
 def _weights(sample_weight: Any, n_rows: int) -> NDArray[Any]:

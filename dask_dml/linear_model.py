@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import dask.array as da
@@ -25,6 +24,7 @@ from dask_dml.estimator import (
     Setting,
     as_dataset,
     is_dataset,
+    is_number,
     plain_value,
 )
 from dask_dml.objective import (
@@ -131,7 +131,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not (isinstance(self.C, Real) and self.C > 0.0):
+        if not (is_number(self.C) and self.C > 0.0):
             raise ValueError(f"LogisticRegression(C=...) must be a positive number, got {self.C!r}")
         if self.l1_ratio:
             raise IncompatibleError(
@@ -152,16 +152,18 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
     def _setting(self, survey: Survey) -> Setting:
         classes = survey.classes
-        if len(classes) < 2:
-            raise DataError(
-                f"LogisticRegression needs samples of at least 2 classes in y, but the data "
-                f"contains only one class: {classes[0]!r}"
-            )
         n_classes = len(classes)
         loss = LogisticLoss() if n_classes == 2 else MultinomialLoss(n_classes)
         factors = self._class_factors(survey)
         if factors is not None:
             survey = _reweighted(survey, factors)
+        present = classes[survey.class_weight > 0.0].tolist()
+        if len(present) < 2:
+            raise DataError(
+                "LogisticRegression needs samples of at least 2 classes in y with a positive "
+                f"weight, but the data contains only one class: found {present} of "
+                f"{classes[:10].tolist()}"
+            )
         unpenalised = np.isinf(self.C)
         problem = Problem(
             loss,
@@ -179,14 +181,21 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
             return None
         if isinstance(self.class_weight, str):
             total = survey.class_weight.sum()
-            return np.asarray(total / (len(survey.classes) * survey.class_weight))
+            share = np.where(survey.class_weight > 0.0, survey.class_weight, np.inf)
+            return np.asarray(total / (len(survey.classes) * share))
         unknown = [label for label in self.class_weight if label not in survey.classes]
         if unknown:
             raise ValueError(
                 f"LogisticRegression(class_weight=...) names classes {unknown} that y does not "
                 f"have; it has {list(survey.classes[:10])}"
             )
-        return np.array([float(self.class_weight.get(label, 1.0)) for label in survey.classes])
+        factors = np.array([float(self.class_weight.get(label, 1.0)) for label in survey.classes])
+        if not np.all(np.isfinite(factors) & (factors >= 0.0)):
+            raise ValueError(
+                "LogisticRegression(class_weight=...) must have finite weights >= 0, got "
+                f"{self.class_weight!r}"
+            )
+        return factors
 
     def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
         self.classes_ = np.asarray(setting.encoder.classes)
@@ -417,7 +426,7 @@ class Ridge(_LeastSquares):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not (isinstance(self.alpha, Real) and np.isfinite(self.alpha) and self.alpha >= 0.0):
+        if not (is_number(self.alpha) and np.isfinite(self.alpha) and self.alpha >= 0.0):
             raise ValueError(f"Ridge(alpha=...) must be a finite number >= 0, got {self.alpha!r}")
 
     def _penalty(self) -> L2Penalty:

@@ -191,15 +191,16 @@ def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
     """
     if evaluation.hessian is None:
         raise ValueError("newton_step(evaluation=...) needs a Hessian: ask with order=2")
-    direction, least_eigenvalue = _solve(evaluation, goal)
+    direction, rounding = _solve(evaluation)
     decrement2 = max(float(-(evaluation.gradient @ direction)), 0.0)
     if goal.self_concordance == 0.0:
-        return NewtonStep(direction, decrement2, 0.5 * decrement2, 0.0)
+        return NewtonStep(direction, decrement2, 0.5 * decrement2 + rounding, rounding)
+    least_eigenvalue = _least_eigenvalue(evaluation.hessian, goal.row_extent)
     if least_eigenvalue <= 0.0:
         return NewtonStep(direction, decrement2, np.inf, np.inf)
     M = goal.self_concordance * np.sqrt(len(goal.row_extent) / least_eigenvalue)
     gap, gap_after = self_concordant_gaps(M * np.sqrt(decrement2))
-    return NewtonStep(direction, decrement2, gap / M**2, gap_after / M**2)
+    return NewtonStep(direction, decrement2, gap / M**2 + rounding, gap_after / M**2 + rounding)
 
 
 def self_concordant_gaps(a: float) -> tuple[float, float]:
@@ -226,47 +227,63 @@ def self_concordant_gaps(a: float) -> tuple[float, float]:
     return gap, float(np.expm1(a)) - a - a**2 + gap
 
 
-def _solve(evaluation: Evaluation, goal: Goal) -> tuple[Array, float]:
-    """Newton direction, and the least eigenvalue of the Hessian in units of the rows' extent."""
+def _solve(evaluation: Evaluation) -> tuple[Array, float]:
+    """Newton direction, and the gap that its rounding may leave.
+
+    The Hessian is taken with a diagonal of ones, so that units do not matter. Its entries are
+    rounded; the solution is then wrong by the inverse times that. inf where the gradient has a part
+    along directions that are flat to working precision, which the solution leaves out.
+    """
     hessian = cast("Array", evaluation.hessian)
     diagonal = np.diagonal(hessian)
     root = np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
     scaled = hessian / root[:, None] / root
     scaled[np.diag_indices_from(scaled)] = 1.0
-    direction = _cholesky_solve(scaled, evaluation.gradient / root)
-    if direction is None:
-        direction = _pseudo_solve(hessian, evaluation.gradient)
-    else:
-        direction = direction / root
-    least = 0.0
-    if goal.self_concordance > 0.0:
-        extent = np.tile(goal.row_extent, len(hessian) // len(goal.row_extent))
-        # A larger bound is still one, and keeps the eigenvalues within what rounding resolves.
-        extent = np.maximum(extent, 1e-4 * extent.max())
-        metric = hessian / extent[:, None] / extent
-        least = float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0])
-    return -direction, least
+    gradient = evaluation.gradient / root
+    norm = float(np.abs(scaled).sum(axis=0).max())
+    unit = _NOISE * 0.25
+    found = _cholesky_solve(scaled, norm, gradient)
+    if found is not None:
+        solution, least = found
+        rounding = (unit * norm * float(np.linalg.norm(solution))) ** 2 / (2.0 * least)
+        return -solution / root, rounding
+    values, vectors = scipy.linalg.eigh(scaled)
+    steep = values > len(values) * float(np.finfo(np.float64).eps) * values[-1] * 10.0
+    basis = vectors[:, steep]
+    solution = basis @ ((basis.T @ gradient) / values[steep])
+    size = float(np.linalg.norm(solution))
+    left_out = float(np.linalg.norm(vectors[:, ~steep].T @ gradient))
+    rounding = (unit * norm * size) ** 2 / (2.0 * float(values[steep][0]))
+    if left_out > 4.0 * unit * norm * (size + np.sqrt(2.0 * abs(evaluation.value))):
+        rounding = np.inf
+    direction = solution / root
+    flat, _ = np.linalg.qr(vectors[:, ~steep] / root[:, None])
+    # Of all solutions that of least norm; once is not enough where the scales are far apart.
+    for _ in range(2):
+        direction -= flat @ (flat.T @ direction)
+    return -direction, rounding
 
 
-def _cholesky_solve(matrix: Array, vector: Array) -> Array | None:
-    """Solution by Cholesky, or None where the matrix is singular to working precision."""
+def _least_eigenvalue(hessian: Array, row_extent: Array) -> float:
+    """Least eigenvalue of the Hessian in units of the rows' extent."""
+    extent = np.tile(row_extent, len(hessian) // len(row_extent))
+    # A larger bound is still one, and keeps the eigenvalues within what rounding resolves.
+    extent = np.maximum(extent, 1e-4 * extent.max())
+    metric = hessian / extent[:, None] / extent
+    return float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0])
+
+
+def _cholesky_solve(matrix: Array, norm: float, vector: Array) -> tuple[Array, float] | None:
+    """Solution by Cholesky and about the least eigenvalue; None where that is nearly zero."""
     try:
         factor = scipy.linalg.cholesky(matrix, lower=True)
     except scipy.linalg.LinAlgError:
         return None
-    norm = float(np.abs(matrix).sum(axis=0).max())
     reciprocal_condition, _ = scipy.linalg.lapack.dpocon(factor, norm, uplo="L")
     if reciprocal_condition < _SINGULAR:
         return None
-    return np.asarray(scipy.linalg.cho_solve((factor, True), vector))
-
-
-def _pseudo_solve(matrix: Array, vector: Array) -> Array:
-    """Solution of least norm, without the directions that are flat to working precision."""
-    values, vectors = scipy.linalg.eigh(matrix)
-    steep = values > len(values) * float(np.finfo(np.float64).eps) * values[-1] * 10.0
-    basis = vectors[:, steep]
-    return np.asarray(basis @ ((basis.T @ vector) / values[steep]))
+    solution = np.asarray(scipy.linalg.cho_solve((factor, True), vector))
+    return solution, float(reciprocal_condition) * norm
 
 
 def certified_finish(
@@ -289,16 +306,15 @@ def certified_finish(
 def relative_gap(value: float, gap: float, gap_after: float) -> float:
     """Bound of the relative gap after a step, from absolute bounds before and after it.
 
-    The objective after the step is not known, only that it is above ``value - gap``; rounding of
-    the sums themselves is added.
+    The objective after the step is not known, only that it is above ``value - gap``. Rounding of
+    the sums themselves is added; of an objective that falls to zero, as in a perfect fit, nothing
+    below that rounding can be told, and the gap is relative to it.
     """
     if not np.isfinite(gap_after):
         return np.nan
     noise = _NOISE * 0.125
-    if gap_after <= 0.0:
-        return noise
-    size = abs(value) - gap
-    return gap_after / size + noise if size > 0.0 else np.inf
+    size = max(abs(value) - gap, noise * abs(value))
+    return gap_after / size + noise if size > 0.0 else noise
 
 
 def gradient_gap(value: float, gradient: Array, goal: Goal) -> float:

@@ -83,7 +83,9 @@ class Newton:
             return replace(
                 accepted, point=better, gap=gap_after, n_iter=n_iter + 1, reason=CONVERGED
             )
-        if is_negligible(evaluation.value, 0.5 * newton.decrement2):
+        # Rounds after the first refine a quadratic's solution, until rounding is all that is left.
+        refined = quadratic and not first and newton.decrement2 > -0.25 * state.slope
+        if refined or is_negligible(evaluation.value, 0.5 * newton.decrement2):
             return replace(accepted, reason=CONVERGED)
         if n_iter >= self.goal.max_iter:
             return replace(accepted, reason=MAX_ITER)
