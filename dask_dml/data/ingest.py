@@ -140,7 +140,7 @@ def ingest(
     else:
         tables = open_source(source)
     roles = _check_roles(tables.columns, target, drop, one_hot, ids, sample_weight)
-    scanned = tables.scan(roles.columns)
+    scanned = tables.scan(roles.columns, roles.one_hot | {roles.target})
     profile = _merge((_profile(table, tables.kinds(table), roles) for table in scanned), roles)
     recipe = _make_recipe(profile, roles, missing, dtype, tables.label)
     n_rows = recipe.n_rows(profile)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -61,8 +61,8 @@ class TableSource(Protocol):
     def kinds(self, table: Table) -> dict[str, str]:
         """Return the kind of each column of a scanned table; see `merge_kinds`."""
 
-    def scan(self, columns: list[str]) -> Iterator[Table]:
-        """Give the rows for the first time."""
+    def scan(self, columns: list[str], labels: Set[str]) -> Iterator[Table]:
+        """Give the rows for the first time; of text files, ``labels`` are given as spelled."""
 
     def read(self, columns: list[str], kinds: dict[str, str]) -> Iterator[Table]:
         """Give the same rows again, with columns of the kinds that the scan found."""
@@ -140,12 +140,16 @@ class _TypedTables(ABC):
         return declared_kinds(table)
 
     @abstractmethod
-    def scan(self, columns: list[str]) -> Iterator[Table]:
+    def tables(self, columns: list[str]) -> Iterator[Table]:
         """Give the rows, some at a time."""
+
+    def scan(self, columns: list[str], labels: Set[str]) -> Iterator[Table]:
+        del labels  # values that have types have no other spelling
+        return self.tables(columns)
 
     def read(self, columns: list[str], kinds: dict[str, str]) -> Iterator[Table]:
         del kinds  # declared
-        return self.scan(columns)
+        return self.tables(columns)
 
 
 class PandasFrame(_TypedTables):
@@ -156,7 +160,7 @@ class PandasFrame(_TypedTables):
         self.columns = unique_names(frame.columns, self.label)
         self._frame = frame.set_axis(self.columns, axis=1)
 
-    def scan(self, columns: list[str]) -> Iterator[Table]:
+    def tables(self, columns: list[str]) -> Iterator[Table]:
         """Give the rows, some at a time."""
         for start in range(0, len(self._frame), ROWS_PER_TABLE):
             yield pandas_table(self._frame[columns].iloc[start : start + ROWS_PER_TABLE])
@@ -170,7 +174,7 @@ class PolarsFrame(_TypedTables):
         self.columns = list(frame.columns)
         self._frame = frame
 
-    def scan(self, columns: list[str]) -> Iterator[Table]:
+    def tables(self, columns: list[str]) -> Iterator[Table]:
         """Give the rows, some at a time."""
         for start in range(0, len(self._frame), ROWS_PER_TABLE):
             yield self._frame.select(columns).slice(start, ROWS_PER_TABLE).to_arrow()
@@ -242,7 +246,7 @@ class ParquetFiles(_TypedTables):
         names = [(file, self._names(file)) for file in files]
         self.columns = _common_columns(names)
 
-    def scan(self, columns: list[str]) -> Iterator[Table]:
+    def tables(self, columns: list[str]) -> Iterator[Table]:
         """Give the rows, some at a time."""
         pa = arrow()
         for file in self._files:
@@ -263,23 +267,35 @@ class CsvFiles:
     def __init__(self, files: list[File]) -> None:
         self.label = _label(files)
         self._files = files
+        self._guesses: dict[str, dict[str, Any]] = {}
         self.columns = _common_columns([(file, self._names(file)) for file in files])
 
     def kinds(self, table: Table) -> dict[str, str]:
-        """Tell the kinds of columns from their text."""
-        return {name: text_kind(table[name]) for name in table.column_names}
+        """Tell the kinds of columns from their types, and of text from its values."""
+        kinds = declared_kinds(table)
+        return {n: text_kind(table[n]) if kind == "text" else kind for n, kind in kinds.items()}
 
-    def scan(self, columns: list[str]) -> Iterator[Table]:
-        """Give the rows as text, and make sure that no file is cut off."""
-        types = dict.fromkeys(columns, arrow().string())
+    def scan(self, columns: list[str], labels: Set[str]) -> Iterator[Table]:
+        """Give the rows, and make sure that no file is cut off.
+
+        Arrow guesses types from a file's first block, and to read by them is several times faster
+        than to read text. From the block on that they do not fit, the rest is given as text.
+        """
+        text = arrow().string()
         for file in self._files:
-            with file.open("infer") as stream:
-                yield from self._tables(file, stream, columns, types)
-                if stream.last not in (b"\n", b"\r"):
-                    raise IngestError(
-                        f"{file.url} is cut off: its last row has no line break. If the file is "
-                        "complete, end it with one"
-                    )
+            guesses = {n: text if n in labels else self._guesses[file.url][n] for n in columns}
+            n_given = 0
+            try:
+                for table in self._checked_tables(file, guesses):
+                    yield table
+                    n_given += table.num_rows
+            except IngestError as error:
+                if "CSV conversion error" not in str(error):
+                    raise
+                for table in self._checked_tables(file, dict.fromkeys(columns, text)):
+                    if n_given < table.num_rows:
+                        yield table.slice(n_given)
+                    n_given = max(0, n_given - table.num_rows)
 
     def read(self, columns: list[str], kinds: dict[str, str]) -> Iterator[Table]:
         """Give the rows with typed columns."""
@@ -291,17 +307,23 @@ class CsvFiles:
         }
         for file in self._files:
             with file.open("infer") as stream:
-                yield from self._tables(file, stream, columns, column_types)
+                yield from self._tables(file, stream, column_types)
 
-    def _tables(
-        self, file: File, stream: _TailFile, columns: list[str], types: dict[str, Any]
-    ) -> Iterator[Table]:
-        pa, csv = arrow(), arrow("csv")
-        convert = csv.ConvertOptions(
-            include_columns=columns, column_types=types, strings_can_be_null=True
+    def _checked_tables(self, file: File, types: dict[str, Any]) -> Iterator[Table]:
+        with file.open("infer") as stream:
+            yield from self._tables(file, stream, types)
+            if stream.last not in (b"\n", b"\r"):
+                raise IngestError(
+                    f"{file.url} is cut off: its last row has no line break. If the file is "
+                    "complete, end it with one"
+                )
+
+    def _tables(self, file: File, stream: _TailFile, types: dict[str, Any]) -> Iterator[Table]:
+        convert = arrow("csv").ConvertOptions(
+            include_columns=list(types), column_types=types, strings_can_be_null=True
         )
         for batch in self._open(file, stream, convert):
-            yield pa.Table.from_batches([batch])
+            yield arrow().Table.from_batches([batch])
 
     @staticmethod
     def _open(file: File, stream: _TailFile, convert: Any) -> Any:
@@ -317,7 +339,14 @@ class CsvFiles:
     def _names(self, file: File) -> list[str]:
         with file.open("infer") as stream:
             schema = self._open(file, stream, arrow("csv").ConvertOptions()).schema
-            return unique_names(schema.names, file.url)
+        names = unique_names(schema.names, file.url)
+        self._guesses[file.url] = {
+            field.name: field.type
+            if type_kind(field.type) in ("integer", "float", "bool")
+            else arrow().string()
+            for field in schema
+        }
+        return names
 
 
 def find_files(source: Any, given: Format | None) -> tuple[Format, list[File]]:
