@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import dask.array as da
 import numpy as np
@@ -20,10 +20,8 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
-from dask_dml.data.dataset import Dataset, open_dataset
 from dask_dml.data.layout import choose_grid
 from dask_dml.data.source import ArraySource, Source, dask_source
-from dask_dml.data.store import save_arrays
 from dask_dml.errors import DataError, IncompatibleError
 from dask_dml.objective import Problem, Survey, TargetKind
 from dask_dml.objective.losses import Array
@@ -35,6 +33,9 @@ from dask_dml.runtime.cluster import new_run_id
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
 from dask_dml.solvers.core import CONVERGED
 from dask_dml.version import __version__
+
+if TYPE_CHECKING:
+    from dask_dml.data import Dataset
 
 SOLVERS = ("auto", "newton", "lbfgs", "gd")
 
@@ -198,6 +199,8 @@ class LinearEstimator(BaseEstimator):
             "n_passes": self.n_passes_,
             "written_by": f"dask_dml {__version__}",
         }
+        from dask_dml.data.store import save_arrays
+
         save_arrays(store, arrays, attributes, overwrite=overwrite)
 
     def _restore(self, arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> Self:
@@ -334,13 +337,19 @@ def _predict_block(
 
 def is_dataset(X: Any) -> bool:
     """Whether X is a dataset, or names one: a path, a URL or a zarr store."""
-    if isinstance(X, Dataset | str | os.PathLike):
-        return True
-    return type(X).__module__.split(".")[0] == "zarr"
+    # By the modules of their types: neither is imported before there is one.
+    module = type(X).__module__
+    return (
+        isinstance(X, str | os.PathLike)
+        or module == "dask_dml.data.dataset"
+        or module.split(".")[0] == "zarr"
+    )
 
 
 def as_dataset(X: Any) -> Dataset:
     """The dataset that X is or names."""
+    from dask_dml.data.dataset import Dataset, open_dataset
+
     return X if isinstance(X, Dataset) else open_dataset(X)
 
 

@@ -16,7 +16,6 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from dask_dml.data.source import ArraySource
-from dask_dml.data.store import load_arrays
 from dask_dml.errors import DataError, IncompatibleError, StoreFormatError
 from dask_dml.estimator import (
     MODEL_FORMAT,
@@ -455,6 +454,8 @@ def load_model(store: Any) -> Any:
     StoreFormatError
         If there is no such model, or it is of a newer format.
     """
+    from dask_dml.data.store import load_arrays
+
     arrays, attributes = load_arrays(store)
     name, version = attributes.get("estimator"), attributes.get("format")
     if attributes.get("kind") != "model" or name not in ESTIMATORS or version != MODEL_FORMAT:

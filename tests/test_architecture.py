@@ -167,7 +167,7 @@ def test_a_guarded_package_has_its_rooms_only(package, rooms):
         ("dask_dml.solvers.newton", "def f():\n    from dask import delayed"),
         ("dask_dml.objective.losses", "from ..solvers import core"),
         ("dask_dml.objective.losses", "import dask_dml.runtime"),
-        ("dask_dml.data.ingest", "import zarr"),
+        ("dask_dml.data.ingestion", "import zarr"),
         ("dask_dml.data.layout", "from . import store"),
         ("dask_dml.linear_model", "from distributed import Client"),
         ("dask_dml.runtime.local", "from dask_dml.linear_model import Ridge"),
