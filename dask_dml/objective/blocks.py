@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import scipy.sparse
@@ -219,43 +219,83 @@ def _dense_rows(X: BlockMatrix) -> Callable[[int, int], NDArray[np.generic]]:
     return lambda start, stop: X[start:stop]
 
 
-class _BlasThreads:
-    """Counts who needs BLAS on one thread, so that the last to leave restores it.
+class BlasLibrary(Protocol):
+    """What is used of threadpoolctl's controller of one loaded library."""
 
-    The number of BLAS threads belongs to the process, and BLAS gives other bits with two threads
-    than with one; two blocks on two threads of one worker must not restore it under each other.
+    internal_api: str
+
+    @property
+    def num_threads(self) -> int | None: ...
+    def set_num_threads(self, num_threads: int, /) -> object: ...
+
+
+class BlasThreads:
+    """Runs BLAS on one thread, and restores what was when nobody needs that any more.
+
+    BLAS gives other bits with two threads than with one. Most libraries have one number of threads
+    for the process: blocks on several threads of one worker must not restore it under each other,
+    so the first to come sets it and the last to leave restores it. OpenBLAS over OpenMP has a
+    number for each calling thread, which each sets and restores for itself.
+
+    Parameters
+    ----------
+    libraries : sequence of BlasLibrary
     """
 
-    def __init__(self) -> None:
-        self._controller = ThreadpoolController()
+    def __init__(self, libraries: Sequence[BlasLibrary]) -> None:
+        known = [lib for lib in libraries if lib.num_threads is not None]
+        self._own = [lib for lib in known if _is_per_thread(lib)]
+        self._shared = [lib for lib in known if not _is_per_thread(lib)]
         self._lock = threading.Lock()
         self._users = 0
-        self._limiter: contextmanager | None = None  # type: ignore[valid-type]
+        self._before: list[int] = []
 
-    def acquire(self) -> None:
+    @contextmanager
+    def single(self) -> Iterator[None]:
+        """Run BLAS on one thread within the block."""
+        own = _limit(self._own)
         with self._lock:
             if self._users == 0:
-                self._limiter = self._controller.limit(limits=1, user_api="blas")
+                self._before = _limit(self._shared)
             self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    _set_threads(self._shared, self._before)
+            _set_threads(self._own, own)
 
-    def release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._limiter.restore_original_limits()  # type: ignore[union-attr]
+
+def _is_per_thread(lib: BlasLibrary) -> bool:
+    return lib.internal_api == "openblas" and getattr(lib, "threading_layer", "") == "openmp"
+
+
+def _limit(libraries: Sequence[BlasLibrary]) -> list[int]:
+    before = [int(lib.num_threads or 1) for lib in libraries]
+    _set_threads(libraries, [1] * len(before))
+    return before
+
+
+def _set_threads(libraries: Sequence[BlasLibrary], numbers: Sequence[int]) -> None:
+    for lib, number in zip(libraries, numbers, strict=True):
+        # threadpoolctl 3.7 and later let one Python thread have control of OpenBLAS, for good, and
+        # ignore all others without a word.
+        give_up_control = getattr(lib, "clear_controlling_thread", None)
+        if give_up_control is not None:
+            give_up_control(force=True)
+        lib.set_num_threads(number)
+        if give_up_control is not None:
+            give_up_control(force=True)
 
 
 @functools.cache
-def _blas_threads() -> _BlasThreads:
-    return _BlasThreads()
+def _blas_threads() -> BlasThreads:
+    libraries = ThreadpoolController().lib_controllers
+    return BlasThreads([lib for lib in libraries if lib.user_api == "blas"])
 
 
-@contextmanager
-def single_threaded_blas() -> Iterator[None]:
+def single_threaded_blas() -> AbstractContextManager[None]:
     """Run BLAS on one thread in this process until the last such block is left."""
-    threads = _blas_threads()
-    threads.acquire()
-    try:
-        yield
-    finally:
-        threads.release()
+    return _blas_threads().single()
