@@ -9,6 +9,7 @@ are placed anew when workers have left or joined.
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 import uuid
@@ -31,7 +32,7 @@ from dask_dml.errors import (
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime.core import RoundResult, Stopwatch, WorkersChanged
-from dask_dml.runtime.placement import place, shards
+from dask_dml.runtime.placement import place, shards, shards_a_thread
 from dask_dml.runtime.shard import (
     Contribution,
     EncodedBlock,
@@ -49,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Contribution)
 
-SHARDS_A_THREAD = 2
 # Share of the workers' memory up to which blocks stay there; Dask spills to disk above 0.6.
 RESIDENT_SHARE = 0.5
 # A request larger than this goes to the workers once, and not with each task.
@@ -111,13 +111,17 @@ class ClusterExecutor:
         self._targets: list[Future[Any]] = []
         self._loaders: list[BlockLoader] = []
         self._placed: dict[int, str] = {}
-        self._shards: list[tuple[str, tuple[int, ...]]] = []
         self._resident = self._fits_in_memory()
         if self._resident:
             self._hold()
         else:
             self._loaders = source.loaders()
             self._place({})
+
+    @property
+    def placement(self) -> dict[int, str]:
+        """Worker of each block."""
+        return dict(self._placed)
 
     def survey(self, kind: TargetKind) -> RoundResult[Survey]:
         """Survey of all blocks, which are loaded now if they stay."""
@@ -251,8 +255,18 @@ class ClusterExecutor:
             for worker, n_threads in self._threads.items()
         }
         self._placed = place(self._block_nbytes, capacity, holders)
-        per_worker = {w: SHARDS_A_THREAD * n for w, n in self._threads.items()}
-        self._shards = shards(self._placed, self._block_nbytes, per_worker)
+
+    def _cut(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The shards of the next round: worker and blocks of each."""
+        loads = dict.fromkeys(self._placed.values(), 0.0)
+        for block, worker in self._placed.items():
+            loads[worker] += self._block_nbytes[block]
+        per_worker = {}
+        for worker, load in loads.items():
+            n_threads = self._threads.get(worker, 1)
+            speed = self._speed.get(worker, math.inf)
+            per_worker[worker] = n_threads * shards_a_thread(load / (speed * n_threads))
+        return shards(self._placed, self._block_nbytes, per_worker)
 
     def _move_to_place(self, keys: Mapping[int, Any]) -> int:
         """Copy blocks to the workers they were given to; the number that had to move."""
@@ -293,6 +307,7 @@ class ClusterExecutor:
             request = self._client.submit(
                 _itself, work, key=self._key("request", number), pure=False
             )
+        cut = self._cut()
         futures = [
             self._client.submit(
                 _run[kind == "survey", self._resident],
@@ -305,13 +320,13 @@ class ClusterExecutor:
                 allow_other_workers=True,
                 pure=False,
             )
-            for shard, (worker, numbers) in enumerate(self._shards)
+            for shard, (worker, numbers) in enumerate(cut)
         ]
-        results = self._gather(futures, number)
+        results = self._gather(futures, cut, number)
         total: TreeSum[C] = TreeSum(len(self._block_nbytes))
         busy_s: dict[str, float] = {}
         done: dict[str, float] = {}
-        for (_, numbers), result in zip(self._shards, results, strict=True):
+        for (_, numbers), result in zip(cut, results, strict=True):
             total.update(result.nodes)
             worker = result.worker
             busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
@@ -335,7 +350,12 @@ class ClusterExecutor:
             return X, [block.y for block in held], [block.sample_weight for block in held]
         return X, [self._targets[block] for block in numbers]
 
-    def _gather(self, futures: list[Future[Any]], number: int) -> list[ShardResult[Any]]:
+    def _gather(
+        self,
+        futures: list[Future[Any]],
+        cut: list[tuple[str, tuple[int, ...]]],
+        number: int,
+    ) -> list[ShardResult[Any]]:
         try:
             return list(self._client.gather(futures))
         except DaskDMLError:
@@ -344,7 +364,7 @@ class ClusterExecutor:
         except (Exception, CancelledError) as error:
             blocks = tuple(
                 block
-                for future, (_, numbers) in zip(futures, self._shards, strict=True)
+                for future, (_, numbers) in zip(futures, cut, strict=True)
                 if future.status in ("error", "lost", "cancelled")
                 for block in numbers
             )

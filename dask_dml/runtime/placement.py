@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 # A worker may have this much more than its share before blocks are moved away from it.
 TOLERANCE = 1.1
+# A shard takes about as long as this, and a thread has no more shards than that.
+SHARD_S = 0.25
+MOST_SHARDS = 4
 
 
 def place(
@@ -113,6 +116,23 @@ def _best_move(
             if max(here, there) < best_busy:
                 best, best_busy = (block, worker), max(here, there)
     return best
+
+
+def shards_a_thread(thread_s: float) -> int:
+    """How many shards a worker's thread gets, from the time that its blocks are expected to take.
+
+    Parameters
+    ----------
+    thread_s : float
+        Expected seconds of one thread in the round; 0 while nothing is known.
+
+    Returns
+    -------
+    int
+        1 to 4. A task costs some milliseconds to send and to collect, so that short rounds are not
+        cut; in long ones, what has to be done again after the loss of a worker is small.
+    """
+    return min(max(round(thread_s / SHARD_S), 1), MOST_SHARDS)
 
 
 def shards(
