@@ -28,7 +28,7 @@ from dask_dml.data.dataset import (
 )
 from dask_dml.data.inputs import MAX_LABELS, Target, run
 from dask_dml.data.layout import Layout
-from dask_dml.data.sources import (
+from dask_dml.data.tables import (
     CsvFiles,
     Format,
     ParquetFiles,
