@@ -171,7 +171,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
             survey,
             self.fit_intercept,
         )
-        shape = np.empty((loss.n_outputs, len(survey.bound)))
+        shape = np.empty((loss.n_outputs, len(survey.moment1)))
         start = self._warm(problem, shape, shape[:, 0])
         return Setting(problem, TargetEncoder(classes, factors), start)
 
@@ -273,7 +273,7 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
         # coordinates that are scaled alike.
         alike = penalty.strength == 0.0 and self.solver in ("auto", "newton")
         problem = Problem(SquaredLoss(), penalty, 2.0, survey, self.fit_intercept, isotropic=alike)
-        shape = np.empty(len(survey.bound))
+        shape = np.empty(len(survey.moment1))
         return Setting(problem, TargetEncoder(), self._warm(problem, shape, shape))
 
     def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:

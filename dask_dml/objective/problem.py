@@ -164,7 +164,7 @@ class Problem:
     @property
     def row_extent(self) -> Array:
         """Bounds of a row's entries in the solver's coordinates, shape (q,)."""
-        bound = self.survey.bound + np.abs(self.center)
+        bound = np.maximum(self.survey.upper - self.center, self.center - self.survey.lower)
         if self.fit_intercept:
             bound = np.append(bound, 1.0)
         return bound / self.scale

@@ -38,8 +38,8 @@ class Survey:
         Sum of the sample weights.
     moment1, moment2 : ndarray of shape (p,)
         Weighted sums of the columns and of their squares.
-    bound : ndarray of shape (p,)
-        Largest absolute values.
+    lower, upper : ndarray of shape (p,)
+        Smallest and largest values; inf and -inf where there is no row.
     classes : ndarray of shape (c,)
         Labels that occur, sorted; empty for numbers.
     class_rows, class_weight : ndarray of shape (c,)
@@ -52,7 +52,8 @@ class Survey:
     weight: float
     moment1: Array
     moment2: Array
-    bound: Array
+    lower: Array
+    upper: Array
     classes: NDArray[np.generic]
     class_rows: Array
     class_weight: Array
@@ -73,7 +74,8 @@ class Survey:
             self.weight + other.weight,
             self.moment1 + other.moment1,
             self.moment2 + other.moment2,
-            np.maximum(self.bound, other.bound),
+            np.minimum(self.lower, other.lower),
+            np.maximum(self.upper, other.upper),
             classes,
             spread(self.class_rows, other.class_rows),
             spread(self.class_weight, other.class_weight),
@@ -84,7 +86,7 @@ class Survey:
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        return self.moment1.nbytes * 3 + self.classes.nbytes * 3
+        return self.moment1.nbytes * 4 + self.classes.nbytes * 3
 
     @property
     def mean(self) -> Array:
@@ -93,13 +95,17 @@ class Survey:
 
     @property
     def variance(self) -> Array:
-        """Weighted variances of the columns, shape (p,), 0 for constant columns."""
+        """Weighted variances of the columns, shape (p,), 0 for constant columns.
+
+        About: of columns very far from zero for their spread, those of uniform values.
+        """
         if self.weight <= 0:
             return np.zeros_like(self.moment2)
         square = self.moment2 / self.weight
         variance = square - self.mean**2
-        # What is left of a constant column after cancellation is rounding, not spread.
-        return np.where(variance > 1e-13 * square, variance, 0.0)
+        spread = self.upper - self.lower
+        # What little is left after cancellation is rounding; the range has not lost its digits.
+        return np.where((spread > 0.0) & (variance > 1e-12 * square), variance, spread**2 / 12.0)
 
 
 def survey_block(
@@ -149,7 +155,7 @@ def survey_block(
     if sample_weight is not None:
         weight = np.require(sample_weight, np.float64, ["C", "A"])
         _check_weight(weight, block)
-    moment1, moment2, bound = _column_moments(X, weight, feature_names, block)
+    moment1, moment2, lower, upper = _column_moments(X, weight, feature_names, block)
     if kind is TargetKind.CLASSES:
         classes, class_rows, class_weight = _class_sums(y, weight, block)
         target1 = target2 = 0.0
@@ -161,7 +167,8 @@ def survey_block(
         float(n_rows) if weight is None else float(weight.sum()),
         moment1,
         moment2,
-        bound,
+        lower,
+        upper,
         classes,
         class_rows,
         class_weight,
@@ -181,42 +188,43 @@ def _check_weight(weight: Array, block: int) -> None:
 
 def _column_moments(
     X: BlockMatrix, weight: Array | None, feature_names: tuple[str, ...], block: int
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, Array]:
     n_columns = X.shape[1]
     moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
-    bound = np.zeros(n_columns)
+    lower, upper = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
     start = 0
     with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
         for values in design_blocks(X, n_columns, None):
             stop = start + len(values)
             w = np.ones(len(values)) if weight is None else weight[start:stop]
             moment1 += w @ values
-            np.abs(values, out=values)
-            np.maximum(bound, _column_max(values), out=bound)
+            np.minimum(lower, _reduced(np.minimum, values), out=lower)
+            np.maximum(upper, _reduced(np.maximum, values), out=upper)
             np.multiply(values, values, out=values)
             moment2 += w @ values
             start = stop
-    if not np.all(np.isfinite(bound)):
+    if start and not np.all(np.isfinite(lower) & np.isfinite(upper)):
         raise DataError(_where_not_finite(X, feature_names, block))
     if not np.all(np.isfinite(moment2)):
         column = int(np.flatnonzero(~np.isfinite(moment2))[0])
+        largest = max(abs(lower[column]), abs(upper[column]))
         raise DataError(
             f"X is too large to be squared in column {column} ({feature_names[column]!r}) of block "
-            f"{block}: its largest absolute value is {bound[column]:.3g}; rescale the column"
+            f"{block}: its largest absolute value is {largest:.3g}; rescale the column"
         )
-    return moment1, moment2, bound
+    return moment1, moment2, lower, upper
 
 
-def _column_max(values: Array) -> Array:
-    """Maxima of the columns; rows are taken in bundles, since short rows are slow to reduce."""
+def _reduced(extreme: np.ufunc, values: Array) -> Array:
+    """Extremes of the columns; rows are taken in bundles, since short rows are slow to reduce."""
     n_rows, n_columns = values.shape
     bundle = 64
     whole = n_rows - n_rows % bundle
-    best: Array = values[whole:].max(axis=0, initial=0.0)
-    if whole:
-        wide = values[:whole].reshape(-1, bundle * n_columns).max(axis=0)
-        best = np.maximum(best, wide.reshape(bundle, n_columns).max(axis=0))
-    return best
+    if not whole:
+        return np.asarray(extreme.reduce(values, axis=0))
+    wide = extreme.reduce(values[:whole].reshape(-1, bundle * n_columns), axis=0)
+    parts = np.concatenate([wide.reshape(bundle, n_columns), values[whole:]])
+    return np.asarray(extreme.reduce(parts, axis=0))
 
 
 def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int) -> str:
@@ -225,12 +233,14 @@ def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int
     for values in design_blocks(X, X.shape[1], None):
         bad = ~np.isfinite(values)
         if bad.any():
-            found.append((start + bad.argmax(axis=0), bad.any(axis=0), np.isnan(values).any()))
+            first = bad.argmax(axis=0)
+            is_nan = np.isnan(values[first, np.arange(values.shape[1])])
+            found.append((start + first, bad.any(axis=0), is_nan))
         start += len(values)
     columns = sorted({int(c) for _, has, _ in found for c in np.flatnonzero(has)})
     first_rows, has, is_nan = found[0]
     column = int(np.flatnonzero(has)[0])
-    kind = "NaN" if is_nan else "infinity"
+    kind = "NaN" if is_nan[column] else "infinity"
     others = f", {len(columns) - 1} more such columns" if len(columns) > 1 else ""
     return (
         f"Input X contains {kind} in block {block}, column {column} "
