@@ -300,7 +300,7 @@ class LinearEstimator(BaseEstimator):
         coef = np.atleast_2d(self.coef_)
         intercept = np.atleast_1d(self.intercept_)
         if is_dataset(X):
-            X = as_dataset(X).X
+            X = self._features(as_dataset(X))
         if is_dask_collection(X):
             if hasattr(X, "columns"):
                 _check_feature_names(self, X.head(0), reset=False)
@@ -327,6 +327,17 @@ class LinearEstimator(BaseEstimator):
             )
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
         return _predict_block(X, coef, intercept, finish)
+
+    def _features(self, dataset: Dataset) -> da.Array:
+        """The features of a dataset, whose columns must have the names of those of the fit."""
+        names = [str(name) for name in getattr(self, "feature_names_in_", ())]
+        if len(names) == dataset.n_columns and names != dataset.feature_names:
+            j = next(j for j, name in enumerate(names) if name != dataset.feature_names[j])
+            raise DataError(
+                f"column {j} of {dataset.url} is {dataset.feature_names[j]!r}, and that of the fit "
+                f"was {names[j]!r}: give {type(self).__name__} the columns of its fit, in order"
+            )
+        return dataset.X
 
 
 def _predict_block(
