@@ -71,14 +71,16 @@ def plot_history(
     events = [] if faults is None else list(_by_round(faults))
     for i, (number, text, color) in enumerate(events):
         ax.axvline(number, color=color, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+        is_late = number > 0.7 * history["round"].max()
         ax.annotate(
             text,
-            (number, 0.97 - 0.2 * i),
+            (number, 0.78 - 0.24 * i),  # below a legend, each below the one before
             xycoords=("data", "axes fraction"),
-            xytext=(7, 0),
+            xytext=(-7 if is_late else 7, 0),
             textcoords="offset points",
             color=color,
             fontsize="small",
+            ha="right" if is_late else "left",
             va="top",
         )
     return ax
