@@ -13,13 +13,14 @@ import math
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dask.delayed import Delayed
-from distributed import Client, Future, futures_of, get_worker, wait
+from distributed import Client, Future, KilledWorker, futures_of, get_worker, wait
 
 from dask_dml.data.source import BlockLoader, DaskSource, RawBlock, Source
 from dask_dml.errors import (
@@ -49,6 +50,9 @@ from dask_dml.version import __version__
 logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Contribution)
+
+# A worker, and the blocks that one task of its does.
+Shard = tuple[str, tuple[int, ...]]
 
 # Share of the workers' memory up to which blocks stay there; Dask spills to disk above 0.6.
 RESIDENT_SHARE = 0.5
@@ -96,24 +100,31 @@ class ClusterExecutor:
         self._source = source
         self._run_id = run_id or new_run_id()
         self._block_nbytes = [max(n, 1) * source.row_nbytes for n in source.row_chunks]
+        self._refused: set[str] = set()
         self._threads = self._workers()
         if not self._threads:
             raise NoWorkersError(
                 f"the cluster at {_address(client)} has no workers: start some "
                 "(cluster.scale(2)), or wait for them with client.wait_for_workers(1)"
             )
-        self._check_package()
+        if misfits := self._misfits(self._threads):
+            raise WorkerPackageError(_misfit_message(misfits))
         self._speed: dict[str, float] = {}
         self._rounds_s: dict[str, list[float]] = {}
         self._n_rounds = 0
         self._encoder = TargetEncoder()
         self._held: list[_Held] = []
+        self._own: dict[Hashable, Future[Any]] = {}
         self._targets: list[Future[Any]] = []
         self._loaders: list[BlockLoader] = []
         self._placed: dict[int, str] = {}
         self._resident = self._fits_in_memory()
         if self._resident:
-            self._hold()
+            try:
+                self._hold()
+            except BaseException:
+                self.close()
+                raise
         else:
             self._loaders = source.loaders()
             self._place({})
@@ -133,15 +144,7 @@ class ClusterExecutor:
         if not self._resident:
             return
         self._targets = [
-            self._client.submit(
-                encoder.encode,
-                held.y,
-                held.sample_weight,
-                key=self._key("target", block),
-                workers=[self._placed[block]],
-                allow_other_workers=True,
-                pure=False,
-            )
+            self._keep(encoder.encode, held.y, held.sample_weight, name="target", block=block)
             for block, held in enumerate(self._held)
         ]
 
@@ -151,7 +154,10 @@ class ClusterExecutor:
 
     def close(self) -> None:
         """Let go of all futures; what others hold stays."""
-        self._targets, self._held = [], []
+        # Not left to the collector: a traceback that somebody keeps would keep them.
+        for future in self._own.values():
+            future.release()
+        self._own, self._targets, self._held = {}, [], []
 
     # -- cluster ----------------------------------------------------------------------------
 
@@ -161,24 +167,25 @@ class ClusterExecutor:
         return {
             address: int(worker["nthreads"])
             for address, worker in sorted(workers.items())
-            if worker.get("status", "running") in ("running", "init")
+            if worker.get("status", "running") in ("init", "running", "paused")
+            and address not in self._refused
         }
 
-    def _check_package(self) -> None:
+    def _misfits(self, workers: Iterable[str]) -> dict[str, str]:
+        """Workers without this version of the package, and what they have."""
         # Not a function of ours: where the package is missing, that could not be unpickled.
-        versions = self._client.run(eval, "__import__('dask_dml').__version__", on_error="return")
-        wrong = {
-            worker: "missing" if isinstance(found, Exception) else found
-            for worker, found in versions.items()
-            if found != __version__
+        code = "__import__('dask_dml').__version__"
+        versions = self._client.run(eval, code, workers=list(workers), on_error="return")
+        found = {
+            worker: f"missing ({version})" if isinstance(version, ImportError) else version
+            for worker, version in versions.items()
         }
-        if wrong:
-            listed = "; ".join(f"{worker}: {found}" for worker, found in sorted(wrong.items()))
-            raise WorkerPackageError(
-                f"the workers need dask_dml {__version__}, as here, and have: {listed}. Install it "
-                f"where they run (pip install dask-dml=={__version__}, in their image or by "
-                "client.register_plugin(distributed.PipInstall([...])))"
-            )
+        # Other errors are those of a worker that is leaving.
+        return {
+            worker: version
+            for worker, version in found.items()
+            if version != __version__ and isinstance(version, str)
+        }
 
     def _fits_in_memory(self) -> bool:
         if isinstance(self._source, DaskSource) and self._source.is_on_cluster:
@@ -204,7 +211,11 @@ class ClusterExecutor:
             return
         parts = self._source.parts()
         futures = {future.key: future for future in futures_of(self._source.arrays)}
-        found = {block: part[0].key for block, part in enumerate(parts) if part[0].key in futures}
+        found = {
+            block: futures[part[0].key]
+            for block, part in enumerate(parts)
+            if part[0].key in futures
+        }
         self._place(self._holders(found))
         missing: dict[str, list[Delayed]] = {}
         for block, worker in self._placed.items():
@@ -213,7 +224,8 @@ class ClusterExecutor:
         for worker, absent in missing.items():
             if absent:
                 made = self._client.persist(absent, workers=[worker], allow_other_workers=True)
-                futures.update((future.key, future) for future in futures_of(made))
+                self._own.update((future.key, future) for future in futures_of(made))
+        futures |= self._own
         self._held = [
             _Held(*(futures[part.key] for part in block), *[None] * (3 - len(block)))
             for block in parts
@@ -224,39 +236,49 @@ class ClusterExecutor:
         """Send a block of this process as the argument of a task, which Dask can run again."""
 
         def send(name: str, value: Any) -> Future[Any]:
-            return self._client.submit(
-                _itself,
-                value,
-                key=self._key(f"send-{name}", block),
-                workers=[self._placed[block]],
-                allow_other_workers=True,
-                pure=False,
-            )
+            return self._keep(_itself, value, name=f"send-{name}", block=block)
 
         weight = raw.sample_weight
         return _Held(
             send("X", raw.X), send("y", raw.y), None if weight is None else send("weight", weight)
         )
 
-    def _holders(self, keys: Mapping[int, Any]) -> dict[int, Sequence[str]]:
-        """Workers on which blocks are, by the keys of their X."""
-        if not keys:
+    def _keep(
+        self, function: Callable[..., Any], *arguments: Any, name: str, block: int
+    ) -> Future[Any]:
+        """Have something made on a block's worker that stays until `close`."""
+        future: Future[Any] = self._client.submit(
+            function,
+            *arguments,
+            key=self._key(name, block, self._n_rounds),
+            workers=[self._placed[block]],
+            allow_other_workers=True,
+            pure=False,
+        )
+        self._own[future.key] = future
+        return future
+
+    def _holders(self, blocks: Mapping[int, Future[Any]]) -> dict[int, Sequence[str]]:
+        """Workers on which blocks are, once they have been made."""
+        if not blocks:
             return {}
-        futures: list[Future[Any]] = [Future(key, client=self._client) for key in keys.values()]
-        wait(futures)
+        futures = list(blocks.values())
+        # One that was lost for good fails the next round, which says which it is.
+        with suppress(CancelledError):
+            wait(futures)
         who_has = self._client.who_has(futures)
-        return {block: who_has.get(key, ()) for block, key in keys.items()}
+        return {block: who_has.get(future.key, ()) for block, future in blocks.items()}
 
     def _place(self, holders: dict[int, Sequence[str]]) -> None:
         known = [speed for worker, speed in self._speed.items() if worker in self._threads]
         typical = statistics.median(known) if known else 1.0
         capacity = {
-            worker: n_threads * self._speed.get(worker, typical)
+            worker: n_threads * min(max(self._speed.get(worker, typical) / typical, 0.5), 2.0)
             for worker, n_threads in self._threads.items()
         }
         self._placed = place(self._block_nbytes, capacity, holders)
 
-    def _cut(self) -> list[tuple[str, tuple[int, ...]]]:
+    def _cut(self) -> list[Shard]:
         """The shards of the next round: worker and blocks of each."""
         loads = dict.fromkeys(self._placed.values(), 0.0)
         for block, worker in self._placed.items():
@@ -268,39 +290,31 @@ class ClusterExecutor:
             per_worker[worker] = n_threads * shards_a_thread(load / (speed * n_threads))
         return shards(self._placed, self._block_nbytes, per_worker)
 
-    def _move_to_place(self, keys: Mapping[int, Any]) -> int:
+    def _move_to_place(self, blocks: Mapping[int, Future[Any]]) -> int:
         """Copy blocks to the workers they were given to; the number that had to move."""
         moved = 0
-        for block, where in self._holders(keys).items():
-            worker = self._placed[block]
-            if worker in where:
+        for block, where in self._holders(blocks).items():
+            if self._placed[block] in where:
                 continue
             moved += 1
             held = self._held[block]
-            self._held[block] = _Held(
-                self._copy("X", block, held.X),
-                held.y,
-                held.sample_weight,
-            )
+            X = self._move("X", block, held.X)
+            self._held[block] = _Held(X, held.y, held.sample_weight)
             if self._targets:
-                self._targets[block] = self._copy("target", block, self._targets[block])
+                self._targets[block] = self._move("target", block, self._targets[block])
         return moved
 
-    def _copy(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
-        return self._client.submit(
-            _itself,
-            future,
-            key=self._key(f"move-{name}", block, self._n_rounds),
-            workers=[self._placed[block]],
-            allow_other_workers=True,
-            pure=False,
-        )
+    def _move(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
+        copy = self._keep(_itself, future, name=f"move-{name}", block=block)
+        # The scheduler keeps how it was made; the copy alone stays in memory.
+        self._own.pop(future.key, None)
+        return copy
 
     # -- rounds -----------------------------------------------------------------------------
 
     def _evaluate(self, work: Work[Any, C], kind: str) -> RoundResult[C]:
         watch = Stopwatch()
-        number = self._n_rounds
+        number = self._n_rounds - 1
         self._n_rounds += 1
         request: Any = work
         if work.nbytes > _INLINE_BYTES:
@@ -335,7 +349,7 @@ class ClusterExecutor:
         self._speed |= {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
         nbytes = work.nbytes * len(futures) + sum(result.nbytes for result in results)
         seconds = watch.seconds
-        changes = self._adapt(seconds, kind)
+        changes = self._adapt(seconds, kind, cut)
         threads = self._threads
         busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
         return RoundResult(total.value, seconds, busy_s, nbytes, changes)
@@ -351,15 +365,12 @@ class ClusterExecutor:
         return X, [self._targets[block] for block in numbers]
 
     def _gather(
-        self,
-        futures: list[Future[Any]],
-        cut: list[tuple[str, tuple[int, ...]]],
-        number: int,
+        self, futures: list[Future[Any]], cut: Sequence[Shard], number: int
     ) -> list[ShardResult[Any]]:
         try:
             return list(self._client.gather(futures))
         except DaskDMLError:
-            self._client.cancel(futures)
+            self._cancel(futures)
             raise
         except (Exception, CancelledError) as error:
             blocks = tuple(
@@ -368,21 +379,28 @@ class ClusterExecutor:
                 if future.status in ("error", "lost", "cancelled")
                 for block in numbers
             )
-            self._client.cancel(futures)
+            self._cancel(futures)
+            what = "the survey" if number < 0 else f"round {number}"
+            died_on = error.last_worker.address if isinstance(error, KilledWorker) else None
             raise FitError(
-                f"round {number} of run {self._run_id} could not be finished: blocks "
+                f"{what} of run {self._run_id} could not be finished: blocks "
                 f"{_some(blocks)} of {len(self._block_nbytes)} failed with "
                 f"{type(error).__name__}: {error}",
                 self._run_id,
                 number,
                 blocks,
+                died_on,
             ) from error
         except BaseException:
             # Ctrl-C: leave nothing running on a cluster that is to be used again.
-            self._client.cancel(futures)
+            self._cancel(futures)
             raise
 
-    def _adapt(self, seconds: float, kind: str) -> tuple[WorkersChanged, ...]:
+    def _cancel(self, futures: list[Future[Any]]) -> None:
+        if self._client.status == "running":
+            self._client.cancel(futures)
+
+    def _adapt(self, seconds: float, kind: str, cut: Sequence[Shard]) -> tuple[WorkersChanged, ...]:
         """Notice workers that left or joined, and place the blocks anew."""
         earlier = self._rounds_s.setdefault(kind, [])
         extra_s = max(seconds - statistics.median(earlier), 0.0) if earlier else 0.0
@@ -392,26 +410,27 @@ class ClusterExecutor:
             return ()
         lost = [worker for worker in self._threads if worker not in now]
         joined = [worker for worker in now if worker not in self._threads]
+        misfits = self._misfits(joined)
+        self._refused |= misfits.keys()
         before = self._placed
-        self._threads = now
+        made_again = {worker: self._made_again(worker, cut) for worker in lost}
+        self._threads = {worker: n for worker, n in now.items() if worker not in misfits}
         moved = self._replace()
         changes = []
         for worker in lost:
             n_blocks = sum(1 for at in before.values() if at == worker)
+            evidence, n_again = made_again[worker]
+            action = f"{n_blocks} blocks given to {len(self._threads)} other workers"
             changes.append(
                 WorkersChanged(
-                    time.time(),
-                    "worker-lost",
-                    worker,
-                    "not among the scheduler's workers any more",
-                    f"{n_blocks} blocks given to {len(now)} other workers",
-                    extra_s,
-                    n_blocks if self._resident else 0,
+                    time.time(), "worker-lost", worker, evidence, action, extra_s, n_again
                 )
             )
         for worker in joined:
             n_blocks = sum(1 for at in self._placed.values() if at == worker)
             action = f"{n_blocks} blocks given to it ({moved} moved in all)"
+            if worker in misfits:
+                action = f"given nothing: its dask_dml is {misfits[worker]}, not {__version__}"
             changes.append(
                 WorkersChanged(
                     time.time(), "worker-joined", worker, "new with the scheduler", action, 0.0, 0
@@ -421,13 +440,35 @@ class ClusterExecutor:
             logger.info("%s %s: %s", change.kind, change.worker, change.action)
         return tuple(changes)
 
+    def _made_again(self, worker: str, cut: Sequence[Shard]) -> tuple[str, int]:
+        """How the scheduler saw a worker leave, and how many blocks went with it."""
+        removals = [
+            event
+            for _, event in self._client.get_events(worker)
+            if isinstance(event, Mapping) and event.get("action") == "remove-worker"
+        ]
+        if not removals:
+            return "not among the scheduler's running workers any more", 0
+        if self._resident:
+            lost = set(removals[-1]["lost-computed-tasks"])
+            n_again = sum(1 for held in self._held if held.X.key in lost)
+        else:
+            running = {key[2] for key in removals[-1]["processing-tasks"] if self._is_own(key)}
+            n_again = sum(len(cut[shard][1]) for shard in running)
+        if removals[-1]["expected"]:
+            return "retired or closed on request", n_again
+        return "connection to the scheduler lost without notice", n_again
+
+    def _is_own(self, key: Any) -> bool:
+        return isinstance(key, tuple) and len(key) == 3 and self._run_id in str(key[0])
+
     def _replace(self) -> int:
         if not self._resident:
             self._place({})
             return 0
-        keys = {block: held.X.key for block, held in enumerate(self._held)}
-        self._place(self._holders(keys))
-        return self._move_to_place(keys)
+        blocks = {block: held.X for block, held in enumerate(self._held)}
+        self._place(self._holders(blocks))
+        return self._move_to_place(blocks)
 
 
 def new_run_id() -> str:
@@ -437,6 +478,15 @@ def new_run_id() -> str:
 
 def _address(client: Client) -> str:
     return str(client.scheduler_info()["address"])
+
+
+def _misfit_message(misfits: Mapping[str, str]) -> str:
+    listed = "; ".join(f"{worker}: {found}" for worker, found in sorted(misfits.items()))
+    return (
+        f"the workers need dask_dml {__version__}, as here, and have: {listed}. Install it "
+        f"where they run (pip install dask-dml=={__version__}, in their image or by "
+        "client.register_plugin(distributed.PipInstall([...])))"
+    )
 
 
 def _some(blocks: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -147,7 +148,8 @@ def read_ahead(loaders: Sequence[BlockLoader]) -> Iterator[RawBlock]:
     with ThreadPoolExecutor(1, thread_name_prefix="dml-read-ahead") as reader:
         pending = None
         for loader in loaders:
-            following = reader.submit(loader)
+            # In the context of this task, in which a block's own code may ask for its worker.
+            following = reader.submit(copy_context().run, loader)
             if pending is not None:
                 yield pending.result()
             pending = following
