@@ -23,6 +23,8 @@ STALLED = "no further descent"
 
 # Relative size below which a change of the objective is rounding.
 _NOISE = 64 * float(np.finfo(np.float64).eps)
+# Relative rounding of a sum over rows.
+_UNIT = 0.25 * _NOISE
 # Reciprocal condition below which a Hessian is taken as singular.
 _SINGULAR = 1e-13
 
@@ -191,7 +193,7 @@ def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
     """
     if evaluation.hessian is None:
         raise ValueError("newton_step(evaluation=...) needs a Hessian: ask with order=2")
-    direction, rounding = _solve(evaluation)
+    direction, rounding = _solve(evaluation, goal.self_concordance == 0.0)
     decrement2 = max(float(-(evaluation.gradient @ direction)), 0.0)
     if goal.self_concordance == 0.0:
         return NewtonStep(direction, decrement2, 0.5 * decrement2 + rounding, rounding)
@@ -227,41 +229,48 @@ def self_concordant_gaps(a: float) -> tuple[float, float]:
     return gap, float(np.expm1(a)) - a - a**2 + gap
 
 
-def _solve(evaluation: Evaluation) -> tuple[Array, float]:
+def _solve(evaluation: Evaluation, is_quadratic: bool) -> tuple[Array, float]:
     """Newton direction, and the gap that its rounding may leave.
 
     The Hessian is taken with a diagonal of ones, so that units do not matter. Its entries are
     rounded; the solution is then wrong by the inverse times that. inf where the gradient has a part
-    along directions that are flat to working precision, which the solution leaves out.
+    along directions that are flat to working precision.
     """
     hessian = cast("Array", evaluation.hessian)
     diagonal = np.diagonal(hessian)
     root = np.sqrt(np.where(diagonal > 0.0, diagonal, 1.0))
     scaled = hessian / root[:, None] / root
-    scaled[np.diag_indices_from(scaled)] = 1.0
+    scaled[np.diag_indices_from(scaled)] = np.where(diagonal > 0.0, 1.0, 0.0)
     gradient = evaluation.gradient / root
     norm = float(np.abs(scaled).sum(axis=0).max())
-    unit = _NOISE * 0.25
     found = _cholesky_solve(scaled, norm, gradient)
     if found is not None:
         solution, least = found
-        rounding = (unit * norm * float(np.linalg.norm(solution))) ** 2 / (2.0 * least)
-        return -solution / root, rounding
+        return -solution / root, _rounding(norm, solution, least)
     values, vectors = scipy.linalg.eigh(scaled)
-    steep = values > len(values) * float(np.finfo(np.float64).eps) * values[-1] * 10.0
-    basis = vectors[:, steep]
+    unsure = len(values) * float(np.finfo(np.float64).eps) * 10.0
+    steep = values > unsure * values[-1]
+    flat, basis = vectors[:, ~steep], vectors[:, steep]
     solution = basis @ ((basis.T @ gradient) / values[steep])
-    size = float(np.linalg.norm(solution))
-    left_out = float(np.linalg.norm(vectors[:, ~steep].T @ gradient))
-    rounding = (unit * norm * size) ** 2 / (2.0 * float(values[steep][0]))
-    if left_out > 4.0 * unit * norm * (size + np.sqrt(2.0 * abs(evaluation.value))):
-        rounding = np.inf
+    slope = flat.T @ gradient
+    noise = 4.0 * _UNIT * norm * (np.linalg.norm(solution) + np.sqrt(2.0 * abs(evaluation.value)))
+    if np.linalg.norm(slope) > noise:
+        if not is_quadratic:
+            # Far out, where rows are so surely wrong that they have no curvature: Polyak's step,
+            # for an objective that is nowhere below zero.
+            solution = solution + flat @ slope * (evaluation.value / float(slope @ slope))
+        return -solution / root, np.inf
     direction = solution / root
-    flat, _ = np.linalg.qr(vectors[:, ~steep] / root[:, None])
+    null, _ = np.linalg.qr(np.where(np.abs(flat) > unsure, flat, 0.0) / root[:, None])
     # Of all solutions that of least norm; once is not enough where the scales are far apart.
     for _ in range(2):
-        direction -= flat @ (flat.T @ direction)
-    return -direction, rounding
+        direction -= null @ (null.T @ direction)
+    return -direction, _rounding(norm, solution, float(values[steep][0]))
+
+
+def _rounding(norm: float, solution: Array, least_eigenvalue: float) -> float:
+    """The gap that is left by rounding of a solution with a matrix of such norm."""
+    return (_UNIT * norm * float(np.linalg.norm(solution))) ** 2 / (2.0 * least_eigenvalue)
 
 
 def _least_eigenvalue(hessian: Array, row_extent: Array) -> float:
