@@ -65,12 +65,20 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster) as client:
         client.wait_for_workers(N_WORKERS, timeout=DEADLINE_S)
         yield client
+        restore(cluster, client)
         left = tasks_of(client)
-        if len(cluster.scheduler.workers) > N_WORKERS:
-            cluster.scale(N_WORKERS)
-        # Also where a nanny has yet to notice that its worker was killed.
-        wait_until(lambda: len(workers_of(client)) == N_WORKERS, f"{N_WORKERS} workers")
         assert not left, f"tasks left on the scheduler: {sorted(map(str, left))}"
+
+
+def restore(cluster: LocalCluster, client: Client) -> None:
+    """Have exactly as many workers again as before the test."""
+    # Nannies without a worker do not start another one when theirs was retired.
+    served = {info["name"] for info in client.scheduler_info(n_workers=-1)["workers"].values()}
+    if served != set(cluster.workers) or len(served) != N_WORKERS:
+        cluster.scale(0)
+        wait_until(lambda: not cluster.workers and not workers_of(client), "no workers")
+        cluster.scale(N_WORKERS)
+    wait_until(lambda: len(workers_of(client)) == N_WORKERS, f"{N_WORKERS} workers")
 
 
 @pytest.fixture
