@@ -22,6 +22,8 @@ from dask_dml.solvers.core import (
     shorter_step,
 )
 
+_TINY = float(np.finfo(np.float64).tiny)
+
 
 @dataclass(frozen=True)
 class NewtonState(SolverState):
@@ -60,7 +62,7 @@ class Newton:
         first = not np.isfinite(state.value)
         if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
             step = shorter_step(state.value, state.slope, state.step, evaluation.value)
-            stalled = is_negligible(state.value, -step * state.slope) or step < 1e-12
+            stalled = is_negligible(state.value, -step * state.slope)
             return replace(state, step=step, reason=STALLED if stalled else "")
         point = self.ask(state).point
         newton, better, gap_after = certified_finish(point, evaluation, self.goal)
@@ -74,7 +76,8 @@ class Newton:
             n_iter=n_iter,
             direction=newton.direction,
             slope=-newton.decrement2,
-            step=1.0,
+            # No objective is below zero: where the model says so, the step is too long.
+            step=min(1.0, 2.0 * evaluation.value / max(newton.decrement2, _TINY)),
         )
         # Stop when this point is good enough, and return the better one that its step leads to;
         # for a quadratic that is the optimum, after one round.

@@ -188,7 +188,7 @@ def test_newton_comes_back_from_a_bad_start(loss, factor):
     far = factor * np.random.default_rng(0).normal(size=case.problem.n_coordinates)
     state, n_rounds = case.solve(solver, far)
     assert state.reason == CONVERGED
-    assert n_rounds < 60
+    assert n_rounds < 200
     optimum = case.optimum()
     assert case.objective(state.point) - optimum <= 1e-8 * optimum
 
