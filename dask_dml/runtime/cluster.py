@@ -13,9 +13,9 @@ import math
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -211,6 +211,7 @@ class ClusterExecutor:
             return
         parts = self._source.parts()
         futures = {future.key: future for future in futures_of(self._source.arrays)}
+        self._check_here(futures.values())
         found = {
             block: futures[part[0].key]
             for block, part in enumerate(parts)
@@ -231,6 +232,16 @@ class ClusterExecutor:
             for block in parts
         ]
         self._move_to_place(found)
+
+    def _check_here(self, futures: Iterable[Future[Any]]) -> None:
+        here = _address(self._client)
+        others = {future.client for future in futures} - {self._client}
+        elsewhere = sorted({_address(client) for client in others} - {here})
+        if elsewhere:
+            raise ClusterError(
+                f"the data is held by the cluster at {', '.join(elsewhere)} and the fit runs at "
+                f"{here}: give Runtime(client=...) the client that the data was persisted with"
+            )
 
     def _send(self, block: int, raw: RawBlock) -> _Held:
         """Send a block of this process as the argument of a task, which Dask can run again."""
@@ -316,27 +327,28 @@ class ClusterExecutor:
         watch = Stopwatch()
         number = self._n_rounds - 1
         self._n_rounds += 1
-        request: Any = work
-        if work.nbytes > _INLINE_BYTES:
-            request = self._client.submit(
-                _itself, work, key=self._key("request", number), pure=False
-            )
         cut = self._cut()
-        futures = [
-            self._client.submit(
-                _run[kind == "survey", self._resident],
-                len(self._block_nbytes),
-                numbers,
-                request,
-                *self._shard_arguments(kind, numbers),
-                key=self._key(kind, number, shard),
-                workers=[worker],
-                allow_other_workers=True,
-                pure=False,
-            )
-            for shard, (worker, numbers) in enumerate(cut)
-        ]
-        results = self._gather(futures, cut, number)
+        futures: list[Future[Any]] = []
+        with self._explained(number, cut, futures):
+            request: Any = work
+            if work.nbytes > _INLINE_BYTES:
+                request = self._client.submit(
+                    _itself, work, key=self._key("request", number), pure=False
+                )
+            for shard, (worker, numbers) in enumerate(cut):
+                future = self._client.submit(
+                    _run[kind == "survey", self._resident],
+                    len(self._block_nbytes),
+                    numbers,
+                    request,
+                    *self._shard_arguments(kind, numbers),
+                    key=self._key(kind, number, shard),
+                    workers=[worker],
+                    allow_other_workers=True,
+                    pure=False,
+                )
+                futures.append(future)
+            results: list[ShardResult[C]] = list(self._client.gather(futures))
         total: TreeSum[C] = TreeSum(len(self._block_nbytes))
         busy_s: dict[str, float] = {}
         done: dict[str, float] = {}
@@ -349,7 +361,8 @@ class ClusterExecutor:
         self._speed |= {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
         nbytes = work.nbytes * len(futures) + sum(result.nbytes for result in results)
         seconds = watch.seconds
-        changes = self._adapt(seconds, kind, cut)
+        with self._explained(number, cut, []):
+            changes = self._adapt(seconds, kind, cut)
         threads = self._threads
         busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
         return RoundResult(total.value, seconds, busy_s, nbytes, changes)
@@ -364,32 +377,38 @@ class ClusterExecutor:
             return X, [block.y for block in held], [block.sample_weight for block in held]
         return X, [self._targets[block] for block in numbers]
 
-    def _gather(
-        self, futures: list[Future[Any]], cut: Sequence[Shard], number: int
-    ) -> list[ShardResult[Any]]:
+    @contextmanager
+    def _explained(
+        self, number: int, cut: Sequence[Shard], futures: list[Future[Any]]
+    ) -> Iterator[None]:
+        """Cancel the futures if something goes wrong, and say which run, round and blocks."""
         try:
-            return list(self._client.gather(futures))
+            yield
         except DaskDMLError:
             self._cancel(futures)
             raise
         except (Exception, CancelledError) as error:
             blocks = tuple(
                 block
-                for future, (_, numbers) in zip(futures, cut, strict=True)
+                for future, (_, numbers) in zip(futures, cut, strict=False)
                 if future.status in ("error", "lost", "cancelled")
                 for block in numbers
             )
             self._cancel(futures)
             what = "the survey" if number < 0 else f"round {number}"
-            died_on = error.last_worker.address if isinstance(error, KilledWorker) else None
+            which = f"blocks {_some(blocks)} of {len(self._block_nbytes)} failed with "
+            lost = (
+                ". The cluster was restarted, the client closed, or the data is gone: what was "
+                "scattered to a worker that left cannot be made again; persist it from its source"
+            )
             raise FitError(
-                f"{what} of run {self._run_id} could not be finished: blocks "
-                f"{_some(blocks)} of {len(self._block_nbytes)} failed with "
-                f"{type(error).__name__}: {error}",
+                f"{what} of run {self._run_id} could not be finished: {which if blocks else ''}"
+                f"{type(error).__name__}: {error}"
+                f"{lost if isinstance(error, CancelledError) else ''}",
                 self._run_id,
                 number,
                 blocks,
-                died_on,
+                error.last_worker.address if isinstance(error, KilledWorker) else None,
             ) from error
         except BaseException:
             # Ctrl-C: leave nothing running on a cluster that is to be used again.
@@ -477,7 +496,7 @@ def new_run_id() -> str:
 
 
 def _address(client: Client) -> str:
-    return str(client.scheduler_info()["address"])
+    return str(client.scheduler.address if client.scheduler else "a client that is closed")
 
 
 def _misfit_message(misfits: Mapping[str, str]) -> str:
