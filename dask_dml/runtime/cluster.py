@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from dask.delayed import Delayed
 from distributed import Client, Future, KilledWorker, futures_of, get_worker, wait
 
-from dask_dml.data.source import BlockLoader, DaskSource, RawBlock, Source
+from dask_dml.data.source import ArraySource, BlockLoader, DaskSource, RawBlock, Source
 from dask_dml.errors import (
     ClusterError,
     DaskDMLError,
@@ -130,6 +130,11 @@ class ClusterExecutor:
             self._place({})
 
     @property
+    def is_resident(self) -> bool:
+        """Whether blocks stay in the workers' memory; otherwise every pass reads them again."""
+        return self._resident
+
+    @property
     def placement(self) -> dict[int, str]:
         """Worker of each block."""
         return dict(self._placed)
@@ -192,9 +197,16 @@ class ClusterExecutor:
             return True
         workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
         limits = [worker["memory_limit"] for worker in workers]
-        if not all(limits):
+        need, have = sum(self._block_nbytes), RESIDENT_SHARE * sum(limits)
+        if not all(limits) or need <= have:
             return True
-        return bool(sum(self._block_nbytes) <= RESIDENT_SHARE * sum(limits))
+        if isinstance(self._source, ArraySource):
+            raise ClusterError(
+                f"X has {need / 1e9:.3g} GB in this process, and blocks may take {have / 1e9:.3g} "
+                "GB of the workers' memory: write it with dask_dml.write_dataset and fit the "
+                "dataset, which is read in parts, or fit here with Runtime(client='local')"
+            )
+        return False
 
     def _key(self, kind: str, *numbers: int) -> tuple[str | int, ...]:
         return (f"dml-{kind}-{self._run_id}", *numbers)
