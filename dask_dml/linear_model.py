@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -217,11 +217,11 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
     def predict_proba(self, X: Any) -> Any:
         """Probabilities of the classes, shape (n, K), in the order of `classes_`."""
-        return self._map_scores(X, self._probabilities(), np.float64)
+        return self._map_scores(X, self._loss().probabilities, np.float64)
 
     def predict_log_proba(self, X: Any) -> Any:
         """Logarithms of the probabilities, shape (n, K)."""
-        return np.log(self.predict_proba(X))
+        return self._map_scores(X, self._loss().log_probabilities, np.float64)
 
     def predict(self, X: Any) -> Any:
         """Labels of the rows, shape (n,): lazy for dask input, NumPy otherwise."""
@@ -249,9 +249,9 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         check_is_fitted(self)
         return np.asarray(self.classes_)
 
-    def _probabilities(self) -> Callable[[Array], Array]:
+    def _loss(self) -> LogisticLoss | MultinomialLoss:
         n_classes = len(self._fitted_classes())
-        return (LogisticLoss() if n_classes == 2 else MultinomialLoss(n_classes)).probabilities
+        return LogisticLoss() if n_classes == 2 else MultinomialLoss(n_classes)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit, log_expit, log_softmax, logit
 
 Array = NDArray[np.float64]
 
@@ -109,6 +109,10 @@ class LogisticLoss:
         positive = expit(scores[:, 0])
         return np.stack([expit(-scores[:, 0]), positive], axis=1)
 
+    def log_probabilities(self, scores: Array) -> Array:
+        """Logarithms of the class probabilities, finite for scores of any size."""
+        return np.stack([log_expit(-scores[:, 0]), log_expit(scores[:, 0])], axis=1)
+
 
 @dataclass(frozen=True, slots=True)
 class MultinomialLoss:
@@ -151,6 +155,10 @@ class MultinomialLoss:
         """Class probabilities of shape (n, K)."""
         shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+    def log_probabilities(self, scores: Array) -> Array:
+        """Logarithms of the class probabilities, finite for scores of any size."""
+        return np.asarray(log_softmax(scores, axis=1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,9 @@ class Problem:
         theta = coef
         if self.fit_intercept:
             theta = np.column_stack([coef, intercept + coef @ self.center])
+        if self.loss.shift_invariant:
+            # The same scores but for a shift, and the least penalty.
+            theta = theta - theta.mean(axis=0)
         return np.ascontiguousarray(theta * self.scale).ravel()
 
     def coefficients(self, point: Array) -> tuple[Array, Array]:
@@ -155,10 +158,9 @@ class Problem:
         hessian /= self.scale[:, None, None]
         hessian /= self.scale
         if self.loss.shift_invariant:
-            # Equal shifts of all outputs change nothing: give that flat direction a curvature of
-            # one, so that the Hessian can be inverted; gradients have no part in it.
-            free = terms[diagonal == 0.0]
-            hessian[:, free, :, free] += 1.0 / n_outputs
+            # Equal shifts of all outputs change the penalty at most: points have no such part, nor
+            # have gradients. With a curvature of one along it, solutions have none either.
+            hessian[:, terms, :, terms] += 1.0 / n_outputs
         return hessian.reshape(n_outputs * n_terms, -1)
 
     @property

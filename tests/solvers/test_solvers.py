@@ -186,6 +186,7 @@ def test_newton_comes_back_from_a_bad_start(loss, factor):
     case = Case(loss)
     solver = Newton(case.goal())
     far = factor * np.random.default_rng(0).normal(size=case.problem.n_coordinates)
+    far = case.problem.point(*case.problem.coefficients(far))
     state, n_rounds = case.solve(solver, far)
     assert state.reason == CONVERGED
     assert n_rounds < 200
