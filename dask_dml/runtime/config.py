@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from distributed import Client, default_client, get_worker
+from distributed import Client, default_client, get_worker, secede
 
-from dask_dml.data.source import Source
+from dask_dml.data.source import DaskSource, Source
 from dask_dml.runtime.cluster import ClusterExecutor
 from dask_dml.runtime.core import Executor
 from dask_dml.runtime.local import LocalExecutor
@@ -58,20 +59,32 @@ class Runtime:
             If the cluster cannot run a fit.
         """
         client = self.client
-        if client is None:
+        in_task = _is_in_task()
+        if client is None and not in_task:
             client = _current_client()
+        waits = isinstance(client, Client) or _is_on_cluster(source)
+        if in_task and waits:
+            # Other tasks will be waited for, and this one may hold the only thread there is.
+            with suppress(KeyError, AttributeError):  # not in a slot: has left it before
+                secede()
         if client is None or client == "local":
             return LocalExecutor(source)
         return ClusterExecutor(client, source, run_id)
 
 
-def _current_client() -> Client | None:
+def _is_in_task() -> bool:
     try:
         get_worker()
     except ValueError:
-        pass
-    else:
-        return None  # in a task: waiting there for other tasks could wait forever
+        return False
+    return True
+
+
+def _is_on_cluster(source: Source) -> bool:
+    return isinstance(source, DaskSource) and source.is_on_cluster
+
+
+def _current_client() -> Client | None:
     try:
         client: Client = default_client()
     except ValueError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 import psutil
@@ -27,6 +28,8 @@ from dask_dml.runtime.shard import (
 
 C = TypeVar("C", bound=Contribution)
 B = TypeVar("B", RawBlock, EncodedBlock)
+T = TypeVar("T")
+R = TypeVar("R")
 
 _WORKER = "local"
 _SHARDS_A_THREAD = 4
@@ -66,7 +69,7 @@ class LocalExecutor:
     def survey(self, kind: TargetKind) -> RoundResult[Survey]:
         """Survey of all blocks; resident blocks are loaded here."""
         if self._resident and not self._raw:
-            self._raw = list(self._pool.map(lambda loader: loader(), self._loaders))
+            self._raw = list(self._map(lambda loader: loader(), self._loaders))
         work = SurveyWork(kind, self._source.feature_names)
         return self._evaluate(work, self._raw_blocks)
 
@@ -84,6 +87,11 @@ class LocalExecutor:
         """Stop the threads and let go of the blocks."""
         self._pool.shutdown(cancel_futures=True)
         self._raw, self._encoded = [], []
+
+    def _map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        # In the caller's context, where a block's own code may look for its client or worker.
+        calls = [(copy_context(), item) for item in items]
+        return self._pool.map(lambda call: call[0].run(function, call[1]), calls)
 
     def _raw_blocks(self, numbers: Sequence[int]) -> Iterable[RawBlock]:
         if self._resident:
@@ -108,7 +116,7 @@ class LocalExecutor:
 
         total: TreeSum[C] = TreeSum(self._n_blocks)
         busy_s = 0.0
-        for result in self._pool.map(run, range(n_shards)):
+        for result in self._map(run, range(n_shards)):
             total.update(result.nodes)
             busy_s += result.busy_s
         return RoundResult(total.value, watch.seconds, {_WORKER: busy_s / self._n_threads}, 0)

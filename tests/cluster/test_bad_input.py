@@ -46,7 +46,7 @@ def test_values_that_are_not_finite_are_found(client, problem, bad, persisted):
 def test_a_target_that_is_not_finite_is_found(client, problem):
     y = problem.number.copy()
     y[999] = np.nan
-    with pytest.raises(DataError, match="y contains NaN or infinity in block 7.*row 103"):
+    with pytest.raises(DataError, match=r"y contains NaN or infinity in block 7.*row 103"):
         Ridge().fit(problem.lazy(problem.X), problem.lazy(y))
 
 
@@ -59,16 +59,16 @@ def test_other_data_that_cannot_be_fitted(client, problem, lazy):
     X, y = given(problem.X), given(problem.two)
     with pytest.raises(DataError, match="class"):
         LogisticRegression().fit(X, given(np.ones(1_000)))
+    weight = problem.weight.copy()
+    weight[130] = -1.0
     with pytest.raises(DataError, match=r"sample_weight\[.*block 1.*-1\.0.*not negative"):
-        weight = problem.weight.copy()
-        weight[130] = -1.0
         LogisticRegression().fit(X, y, given(weight))
     with pytest.raises(DataError, match="zero"):
         LogisticRegression().fit(X, y, given(np.zeros(1_000)))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         LogisticRegression().fit(X, given(problem.two[:-1]))
     fitted = LogisticRegression().fit(X, y)
-    with pytest.raises(ValueError, match="has 5 features, but .* is expecting 6"):
+    with pytest.raises(ValueError, match=r"has 5 features, but .* is expecting 6"):
         fitted.predict(X[:, :5])
     with pytest.raises(NotFittedError):
         LogisticRegression().predict(X)
@@ -260,7 +260,7 @@ def test_a_client_that_is_closed_in_mid_fit(client, cluster, problem, descent, o
     with Client(cluster, set_as_default=False) as other:
         callback = on_round(1, other.close)
         model = descent(runtime=dml.Runtime(other), callbacks=[callback])
-        with pytest.raises(FitError, match="round 2 .*Client is closed"):
+        with pytest.raises(FitError, match=r"round 2 .*Client is closed"):
             model.fit(problem.lazy(problem.X), problem.lazy(problem.two))
 
 

@@ -1,0 +1,108 @@
+"""Data that does not fit in the workers' memory is read again each pass, a few blocks at a time."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster, Queue
+
+import dask_dml as dml
+from dask_dml.data.source import dask_source
+from dask_dml.errors import ClusterError
+from dask_dml.linear_model import LogisticRegression, Ridge
+from dask_dml.runtime import ClusterExecutor
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("streamed", "small_blocks")
+@pytest.mark.parametrize("kind", ["lazy", "store"])
+def test_the_same_bits_as_from_memory(client, problem, local, same_bits, tmp_path, kind):
+    y, weight = problem.three, problem.weight
+    expected = LogisticRegression(class_weight="balanced", runtime=local)
+    expected.fit(problem.X, y, weight)
+    model = LogisticRegression(class_weight="balanced")
+    if kind == "lazy":
+        model.fit(problem.lazy(problem.X), problem.lazy(y), problem.lazy(weight))
+    else:
+        store = tmp_path / "rows.zarr"
+        model.fit(dml.write_dataset(store, problem.X, y, chunks=(128, 6), sample_weight=weight))
+    same_bits(model, expected)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_every_pass_reads_every_block_once(client, problem):
+    queue = Queue(f"reads-{uuid.uuid4()}", client)
+    name = queue.name
+
+    def noted(block, block_info=None):
+        Queue(name).put(block_info[0]["chunk-location"][0])
+        return block
+
+    X = problem.lazy(problem.X).map_blocks(noted, dtype=float, meta=np.empty((0, 0)))
+    fitted = Ridge().fit(X, problem.lazy(problem.number))
+    reads = Counter(queue.get(batch=True))
+    assert dict(reads) == dict.fromkeys(range(8), int(fitted.n_passes_))
+    queue.close()
+
+
+@pytest.mark.usefixtures("streamed")
+def test_at_most_two_blocks_are_held_at_a_time(client, problem):
+    """Each block says when it is made and when it is let go."""
+    queue = Queue(f"alive-{uuid.uuid4()}", client)
+    name = queue.name
+
+    def tracked(block, block_info=None):
+        import os
+        import weakref
+
+        from distributed import get_client
+
+        # The client of this thread's task; the finaliser may run in another.
+        here = Queue(name, client=get_client())
+        block = block.copy()
+        here.put((os.getpid(), 1))
+        weakref.finalize(block, here.put, (os.getpid(), -1))
+        return block
+
+    X = problem.lazy(problem.X).map_blocks(tracked, dtype=float, meta=np.empty((0, 0)))
+    Ridge().fit(X, problem.lazy(problem.number))
+    alive, most = Counter(), Counter()
+    for pid, change in queue.get(batch=True):
+        alive[pid] += change
+        most[pid] = max(most[pid], alive[pid])
+    assert len(most) == 2
+    # Two, and one more between a reader's letting go and its next block.
+    assert max(most.values()) <= 3
+    queue.close()
+
+
+def test_what_fits_in_half_of_the_memory_stays(problem):
+    with (
+        LocalCluster(
+            n_workers=1, processes=False, memory_limit="64MiB", dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        limit = 64 * 2**20
+        for share, stays in ((0.45, True), (0.55, False)):
+            rows = int(limit * share / 8 / 4)
+            X = problem.lazy(np.broadcast_to(np.zeros(4), (rows, 4)), rows // 4 + 1)
+            y = problem.lazy(np.broadcast_to(0.0, rows), rows // 4 + 1)
+            executor = ClusterExecutor(client, dask_source(X, y, None, None))
+            assert executor.is_resident is stays
+            executor.close()
+
+
+def test_rows_of_this_process_that_do_not_fit_are_refused(client, problem, monkeypatch):
+    monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", 1e-6)
+    with pytest.raises(ClusterError, match=r"write_dataset.*client='local'"):
+        LogisticRegression().fit(problem.X, problem.two)
