@@ -117,7 +117,7 @@ def quiet(client: Client) -> Iterator[None]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut what is in this process into blocks of 128 rows, so that little data makes several."""
 
-    def choose(n_rows: int, n_columns: int, itemsize: int) -> BlockGrid:
+    def choose(n_rows: int, n_columns: int, itemsize: int, **_: Any) -> BlockGrid:
         return BlockGrid.regular(n_rows, n_columns, 128, n_columns)
 
     monkeypatch.setattr("dask_dml.estimator.choose_grid", choose)

@@ -11,7 +11,7 @@ from distributed import Future, futures_of, wait
 
 import dask_dml as dml
 from dask_dml.data.source import dask_source
-from dask_dml.linear_model import LogisticRegression
+from dask_dml.linear_model import LogisticRegression, Ridge
 from dask_dml.runtime import ClusterExecutor, FitStarted, RoundEnded
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -204,3 +204,12 @@ def test_nothing_is_left_after_bad_data(client, problem, scheduler_tasks, kind, 
         LogisticRegression().fit(X, y)
     assert scheduler_tasks() == tasks
     assert "class" in str(raised.value)
+
+
+def test_large_rows_of_this_process_are_sent_without_a_warning(client, local, same_bits):
+    """40 MB, of which Dask would warn in one piece; a warning fails the test."""
+    X = np.random.default_rng(0).normal(size=(500_000, 10))
+    y = X @ np.arange(10.0)
+    fitted = Ridge().fit(X, y)
+    same_bits(fitted, Ridge(runtime=local).fit(X, y))
+    assert set(fitted.history_["workers"]) == {2}

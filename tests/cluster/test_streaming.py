@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 
+import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, Queue
+from distributed import Queue
 
 import dask_dml as dml
 from dask_dml.data.source import dask_source
@@ -85,21 +86,25 @@ def test_at_most_two_blocks_are_held_at_a_time(client, problem):
     queue.close()
 
 
-def test_what_fits_in_half_of_the_memory_stays(problem):
-    with (
-        LocalCluster(
-            n_workers=1, processes=False, memory_limit="64MiB", dashboard_address=":0"
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        limit = 64 * 2**20
-        for share, stays in ((0.45, True), (0.55, False)):
-            rows = int(limit * share / 8 / 4)
-            X = problem.lazy(np.broadcast_to(np.zeros(4), (rows, 4)), rows // 4 + 1)
-            y = problem.lazy(np.broadcast_to(0.0, rows), rows // 4 + 1)
-            executor = ClusterExecutor(client, dask_source(X, y, None, None))
-            assert executor.is_resident is stays
-            executor.close()
+@pytest.mark.parametrize(("size", "stays"), [(0.9, True), (1.1, False)])
+def test_blocks_stay_up_to_a_share_of_the_memory(client, monkeypatch, size, stays):
+    share = 1e-4
+    monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", share)
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    rows = int(size * share * sum(worker["memory_limit"] for worker in workers) / 8)
+    X, y = da.zeros((rows, 1), chunks=rows // 4 + 1), da.zeros(rows, chunks=rows // 4 + 1)
+    executor = ClusterExecutor(client, dask_source(X, y, None, None))
+    executor.close()
+    assert executor.is_resident is stays
+
+
+@pytest.mark.usefixtures("streamed")
+def test_persisted_data_is_not_read_again(client, problem):
+    X, y = client.persist([problem.lazy(problem.X), problem.lazy(problem.two)])
+    executor = ClusterExecutor(client, dask_source(X, y, None, None))
+    executor.close()
+    assert executor.is_resident
+    client.cancel([X, y])
 
 
 def test_rows_of_this_process_that_do_not_fit_are_refused(client, problem, monkeypatch):
