@@ -290,6 +290,9 @@ def _set_threads(libraries: Sequence[BlasLibrary], numbers: Sequence[int]) -> No
             give_up_control(force=True)
 
 
+_first_use = threading.Lock()
+
+
 @functools.cache
 def _blas_threads() -> BlasThreads:
     libraries = ThreadpoolController().lib_controllers
@@ -298,4 +301,6 @@ def _blas_threads() -> BlasThreads:
 
 def single_threaded_blas() -> AbstractContextManager[None]:
     """Run BLAS on one thread in this process until the last such block is left."""
-    return _blas_threads().single()
+    with _first_use:  # two instances would restore the number of threads under each other
+        threads = _blas_threads()
+    return threads.single()

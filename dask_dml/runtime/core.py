@@ -15,6 +15,7 @@ import numpy as np
 
 from dask_dml.errors import FitError
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
+from dask_dml.objective.blocks import single_threaded_blas
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.solvers import Solver, SolverState
 
@@ -226,20 +227,25 @@ def minimise(
             listener(event)
 
     emit(FitStarted(run, survey))
-    state = solver.start(start)
+    with single_threaded_blas():
+        state = solver.start(start)
     n_rounds = 0
     while not state.reason:
-        ask = solver.ask(state)
-        result = executor.evaluate(problem.request(ask.point, ask.order))
-        evaluation = problem.evaluation(ask.point, result.total)
-        if n_rounds == 0 and not np.isfinite(evaluation.value):
-            raise FitError(
-                f"the objective is {evaluation.value} at the first point: rescale X, y or "
-                "sample_weight, whose sums overflow",
-                run.run_id,
-                n_rounds,
-            )
-        state = solver.tell(state, evaluation)
+        # The solver's own sums too have other bits with another number of threads.
+        with single_threaded_blas():
+            ask = solver.ask(state)
+            request = problem.request(ask.point, ask.order)
+        result = executor.evaluate(request)
+        with single_threaded_blas():
+            evaluation = problem.evaluation(ask.point, result.total)
+            if n_rounds == 0 and not np.isfinite(evaluation.value):
+                raise FitError(
+                    f"the objective is {evaluation.value} at the first point: rescale X, y or "
+                    "sample_weight, whose sums overflow",
+                    run.run_id,
+                    n_rounds,
+                )
+            state = solver.tell(state, evaluation)
         n_rounds += 1
         emit(
             RoundEnded(
