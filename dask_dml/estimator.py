@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 from dask.base import is_dask_collection
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
@@ -47,6 +48,9 @@ _NEWTON_COORDINATES_CLASSES = 300
 _CERTIFIED_COORDINATES = 2000
 # How much closer a gradient method goes by its own estimate where nothing certifies its result.
 _UNCERTIFIED = 1e-3
+
+# Memory that blocks of rows in this process are cut for.
+_SENT_BYTES = 32 * 8_000_000
 
 MODEL_FORMAT = 1
 
@@ -266,7 +270,8 @@ class LinearEstimator(BaseEstimator):
             sample_weight = _weights(sample_weight, X.shape[0])
         named = getattr(self, "feature_names_in_", None)
         names = None if named is None else tuple(str(name) for name in named)
-        grid = choose_grid(X.shape[0], X.shape[1], X.dtype.itemsize)
+        # Blocks of 8 MB: Dask warns of tasks of 10 MB, as which they go to the workers.
+        grid = choose_grid(*X.shape, X.dtype.itemsize, memory_bytes=_SENT_BYTES)
         made_up = tuple(f"x{j}" for j in range(X.shape[1]))
         return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
 
@@ -303,7 +308,8 @@ class LinearEstimator(BaseEstimator):
             X = self._features(as_dataset(X))
         if is_dask_collection(X):
             if hasattr(X, "columns"):
-                _check_feature_names(self, X.head(0), reset=False)
+                # A frame of the names alone: taking rows, even none, would compute a partition.
+                _check_feature_names(self, pd.DataFrame(columns=X.columns), reset=False)
             X = _as_dask(X)
             if X.shape[1] != self.n_features_in_:
                 raise DataError(
