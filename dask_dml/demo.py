@@ -341,7 +341,7 @@ def _draw(
         label="undisturbed fit",
     )
     left.lines[0].set_label("with a worker killed")
-    left.legend(loc="upper right", frameon=False)
+    left.legend(loc="upper right", framealpha=1.0, edgecolor="none")
     left.set_title("Loss by round")
     plot_roc(late, scores, right)
     right.set_title("ROC curve, held-out days")
