@@ -242,7 +242,7 @@ class LinearEstimator(BaseEstimator):
             )
         if not (is_number(self.tol) and self.tol > 0.0):
             raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
-        if self.max_iter != int(self.max_iter) or self.max_iter < 1:
+        if not (is_number(self.max_iter) and self.max_iter >= 1 and self.max_iter % 1 == 0):
             raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
 
     def _source(self, X: Any, y: Any, sample_weight: Any) -> tuple[Source, tuple[str, ...] | None]:
@@ -254,7 +254,7 @@ class LinearEstimator(BaseEstimator):
                 raise ValueError(
                     f"{type(self).__name__} requires y to be passed, but the target y is None"
                 )
-            names = tuple(str(c) for c in X.columns) if hasattr(X, "columns") else None
+            names = _numeric_columns(X) if hasattr(X, "columns") else None
             weight = None if sample_weight is None else _as_dask(sample_weight)
             return dask_source(_as_dask(X), _as_dask(y), weight, names), names
         X, y = validate_data(
@@ -271,7 +271,7 @@ class LinearEstimator(BaseEstimator):
         named = getattr(self, "feature_names_in_", None)
         names = None if named is None else tuple(str(name) for name in named)
         # Blocks of 8 MB: Dask warns of tasks of 10 MB, as which they go to the workers.
-        grid = choose_grid(*X.shape, X.dtype.itemsize, memory_bytes=_SENT_BYTES)
+        grid = choose_grid(X.shape[0], X.shape[1], X.dtype.itemsize, memory_bytes=_SENT_BYTES)
         made_up = tuple(f"x{j}" for j in range(X.shape[1]))
         return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
 
@@ -349,7 +349,14 @@ class LinearEstimator(BaseEstimator):
 def _predict_block(
     X: Any, coef: Array, intercept: Array, finish: Callable[[Array], NDArray[Any]]
 ) -> NDArray[Any]:
-    return finish(np.asarray(X @ coef.T, dtype=np.float64) + intercept)
+    scores = np.asarray(X @ coef.T, dtype=np.float64) + intercept
+    if not np.all(np.isfinite(scores)):
+        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+        raise DataError(
+            f"Input X contains NaN or infinity, or values too large to predict from, first at row "
+            f"{row} of its block: fill in or drop such values before predict"
+        )
+    return finish(scores)
 
 
 def is_dataset(X: Any) -> bool:
@@ -392,6 +399,15 @@ def _as_dask(values: Any) -> da.Array:
         values = da.from_array(np.asarray(values), chunks=-1)
     array: da.Array = values
     return array
+
+
+def _numeric_columns(frame: Any) -> tuple[str, ...]:
+    odd = [f"{c!r} ({dtype})" for c, dtype in frame.dtypes.items() if dtype.kind not in "biuf"]
+    if odd:
+        raise DataError(
+            f"X has columns that are not numeric: {', '.join(odd)}; encode or drop them before fit"
+        )
+    return tuple(str(c) for c in frame.columns)
 
 
 def is_number(value: Any) -> bool:

@@ -137,7 +137,8 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
                 f"LogisticRegression(l1_ratio={self.l1_ratio!r}, solver={self.solver!r}): no "
                 "solver has the proximal step that an L1 penalty needs; use l1_ratio=0"
             )
-        if not (self.class_weight in (None, "balanced") or isinstance(self.class_weight, dict)):
+        named = isinstance(self.class_weight, str) and self.class_weight == "balanced"
+        if not (self.class_weight is None or named or isinstance(self.class_weight, dict)):
             raise ValueError(
                 "LogisticRegression(class_weight=...) must be a dict, 'balanced' or None, got "
                 f"{self.class_weight!r}"

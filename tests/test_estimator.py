@@ -269,6 +269,27 @@ def test_bad_targets_and_weights_are_named(rows, lazy):
         classifier().fit(features)
 
 
+def test_columns_that_are_not_numbers_are_refused(rows):
+    X, y, _ = rows
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(carrier="UA", b=True)
+    with pytest.raises(DataError, match="'carrier'") as caught:
+        classifier().fit(dd.from_pandas(frame, npartitions=2), y)
+    assert "'b'" not in str(caught.value)
+    for odd in (X.astype(str), X + 1j):
+        with pytest.raises(DataError, match="real numbers are needed"):
+            classifier().fit(da.from_array(odd, chunks=(300, P)), y)
+
+
+def test_a_value_that_cannot_be_predicted_from_is_refused(rows):
+    X, y, _ = rows
+    model = classifier().fit(X, y)
+    X[777, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(X)
+    with pytest.raises(DataError, match="first at row 177 of its block"):
+        model.predict_proba(da.from_array(X, chunks=(300, P))).compute()
+
+
 def test_a_failed_fit_leaves_the_fitted_model_usable(rows):
     X, y, _ = rows
     model = classifier().fit(X, y)

@@ -290,6 +290,24 @@ def test_labels_of_any_kind_come_back(labels):
     assert np.mean(predicted == y) > 0.5
 
 
+@pytest.mark.parametrize("solver", ["newton", "lbfgs", "gd"])
+@pytest.mark.parametrize("make", [LinearRegression, lambda **rest: Ridge(0.0, **rest)])
+def test_a_perfect_fit_is_found_without_a_warning(make, solver):
+    X = np.random.default_rng(8).normal(size=(100, 3)) + 1.0
+    model = make(solver=solver, max_iter=1000, runtime=LOCAL).fit(X, X @ [1.0, 2.0, 3.0] + 4.0)
+    np.testing.assert_allclose(model.coef_, [1.0, 2.0, 3.0], rtol=1e-9)
+    assert model.intercept_ == pytest.approx(4.0, rel=1e-9)
+
+
+def test_a_class_whose_rows_weigh_nothing_is_nearly_never_predicted():
+    X, y, _ = classification(n_classes=3)
+    model = LogisticRegression(runtime=LOCAL).fit(X, y, sample_weight=(y != 2).astype(float))
+    assert model.classes_.tolist() == [0, 1, 2]
+    assert model.predict_proba(X)[:, 2].max() < 1e-10
+    two = reference(X[y != 2], y[y != 2], None)
+    np.testing.assert_array_equal(model.predict(X), two.predict(X))
+
+
 def test_one_class_is_refused():
     X = np.zeros((4, 2))
     with pytest.raises(DataError, match=r"only one class.*\['a'\]"):
@@ -320,6 +338,8 @@ def test_classes_without_weight_are_refused(class_weight):
         ({"tol": None}, "tol=.*positive"),
         ({"max_iter": 0}, "max_iter=.*>= 1"),
         ({"max_iter": 2.5}, "max_iter=.*>= 1"),
+        ({"max_iter": None}, "max_iter=.*>= 1"),
+        ({"class_weight": [1.0, 2.0]}, "class_weight=.*dict"),
         ({"solver": "saga"}, "'saga'.*newton, lbfgs, gd"),
         ({"l1_ratio": 0.5}, r"l1_ratio=0.5, solver='auto'.*use l1_ratio=0"),
         ({"class_weight": "heavy"}, "class_weight=.*'balanced'"),

@@ -222,6 +222,8 @@ def dask_source(
     columns = {"y": y} if sample_weight is None else {"y": y, "sample_weight": sample_weight}
     if X.ndim != 2:
         raise DataError(f"X must have 2 dimensions, found {X.ndim}: shape {X.shape}")
+    if X.dtype.kind not in "biufO":
+        raise DataError(f"X holds {X.dtype} values and real numbers are needed: convert it")
     if X.numblocks[1] > 1:
         X = X.rechunk({1: -1})
     X = with_known_chunks(X)

@@ -147,8 +147,8 @@ class MultinomialLoss:
         return LossTerms(loss, residual, None, None)
 
     def best_constant(self, mean: Array) -> Array:
-        """Logarithms of the class shares, centred."""
-        log_share = np.log(mean)
+        """Logarithms of the class shares, centred; finite for classes without a share."""
+        log_share = np.log(np.maximum(mean, np.exp(-30.0)))
         return np.asarray(log_share - log_share.mean(), dtype=np.float64)
 
     def probabilities(self, scores: Array) -> Array:

@@ -258,6 +258,25 @@ def _class_sums(
             f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
             f"({y[row]}): a class label must be finite (NaN and inf cannot be fitted)"
         )
+    if y.dtype.kind == "f" and np.any(y != np.trunc(y)):
+        row = int(np.flatnonzero(y != np.trunc(y))[0])
+        raise DataError(
+            f"Unknown label type: continuous. Input y is {y[row]} in block {block}, row {row} of "
+            "the block: class labels are whole numbers or strings; use a regressor for others"
+        )
+    try:
+        return _counted(y, weight)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in y.tolist()})
+        raise DataError(
+            f"Input y of block {block} holds labels of different types, {' and '.join(kinds)}: "
+            "make all of them strings or all of them numbers, and drop missing ones"
+        ) from error
+
+
+def _counted(
+    y: NDArray[np.generic], weight: Array | None
+) -> tuple[NDArray[np.generic], Array, Array]:
     w = np.ones(len(y)) if weight is None else weight
     # Labels are nearly always the few that the first rows show: comparing is cheaper than sorting.
     candidates = np.unique(y[:1024])
@@ -277,7 +296,12 @@ def _class_sums(
 def _target_moments(
     y: NDArray[np.generic], weight: Array | None, block: int
 ) -> tuple[float, float]:
-    values = np.require(y, np.float64, ["C", "A"])
+    try:
+        values = np.require(y, np.float64, ["C", "A"])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"Input y of block {block} holds {y.dtype} values, and numbers are needed: {error}"
+        ) from error
     if not np.all(np.isfinite(values)):
         row = int(np.flatnonzero(~np.isfinite(values))[0])
         raise DataError(

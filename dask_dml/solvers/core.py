@@ -363,6 +363,14 @@ def shorter_step(value: float, slope: float, step: float, trial_value: float) ->
     return float(np.clip(-0.5 * slope * step**2 / curvature, 0.1 * step, 0.5 * step))
 
 
+def resolved(value: float, initial: float) -> float:
+    """Size of the objective, or what of its first value is rounding if that is larger.
+
+    Of an objective that falls to zero, as in a perfect fit, nothing below that can be told.
+    """
+    return max(abs(value), _NOISE * 0.125 * abs(initial))
+
+
 def is_negligible(value: float, expected_decrease: float) -> bool:
     """Whether an expected decrease is lost in the rounding of the objective."""
     return expected_decrease <= _NOISE * 0.125 * abs(value)

@@ -18,6 +18,7 @@ from dask_dml.solvers.core import (
     gradient_gap,
     is_descent,
     is_negligible,
+    resolved,
     shorter_step,
 )
 
@@ -30,6 +31,8 @@ class GradientDescentState(SolverState):
 
     Attributes
     ----------
+    initial : float
+        Objective at the first point.
     gradient : ndarray of shape (d,)
         At `point`.
     step : float
@@ -38,6 +41,7 @@ class GradientDescentState(SolverState):
         Objectives at the last accepted points, of which a trial must be below the largest.
     """
 
+    initial: float
     gradient: Array
     step: float
     recent: Array
@@ -62,7 +66,7 @@ class GradientDescent:
     def start(self, point: Array) -> GradientDescentState:
         """State before the first round."""
         return GradientDescentState(
-            point, np.inf, np.nan, 0, "", np.zeros_like(point), 1.0, np.empty(0)
+            point, np.inf, np.nan, 0, "", np.inf, np.zeros_like(point), 1.0, np.empty(0)
         )
 
     def ask(self, state: GradientDescentState) -> Ask:
@@ -72,6 +76,7 @@ class GradientDescent:
     def tell(self, state: GradientDescentState, evaluation: Evaluation) -> GradientDescentState:
         """Accept the trial and choose the next step, or shorten the step."""
         if not np.isfinite(state.value):
+            state = replace(state, initial=evaluation.value)
             return self._accept(state, evaluation, state.point, 1.0, 0)
         slope = -float(state.gradient @ state.gradient)
         ceiling = float(state.recent.max())
@@ -96,7 +101,8 @@ class GradientDescent:
         # In scaled coordinates the curvature is of the order of one, or less.
         expected = 0.5 * max(step, 1.0) * float(gradient @ gradient)
         reason = ""
-        if expected <= self.goal.tol * abs(value) or is_negligible(value, expected):
+        size = resolved(value, state.initial)
+        if expected <= self.goal.tol * size or is_negligible(size, expected):
             reason = CONVERGED
         elif n_iter >= self.goal.max_iter:
             reason = MAX_ITER

@@ -18,6 +18,7 @@ from dask_dml.solvers.core import (
     gradient_gap,
     is_descent,
     is_negligible,
+    resolved,
 )
 
 _WOLFE = 0.9
@@ -30,6 +31,8 @@ class LBFGSState(SolverState):
 
     Attributes
     ----------
+    initial : float
+        Objective at the first point.
     gradient : ndarray of shape (d,)
         At `point`.
     steps, changes : ndarray of shape (m, d)
@@ -41,6 +44,7 @@ class LBFGSState(SolverState):
         Trials along this direction.
     """
 
+    initial: float
     gradient: Array
     steps: Array
     changes: Array
@@ -75,7 +79,8 @@ class LBFGS:
         """State before the first round."""
         none = np.empty((0, len(point)))
         zero = np.zeros_like(point)
-        return LBFGSState(point, np.inf, np.nan, 0, "", zero, none, none, zero, 1.0, 0.0, np.inf, 0)
+        unknown = (np.inf, np.nan, 0, "", np.inf)
+        return LBFGSState(point, *unknown, zero, none, none, zero, 1.0, 0.0, np.inf, 0)
 
     def ask(self, state: LBFGSState) -> Ask:
         """The next trial point."""
@@ -84,7 +89,8 @@ class LBFGS:
     def tell(self, state: LBFGSState, evaluation: Evaluation) -> LBFGSState:
         """Accept the trial and build the next direction, or narrow the bracket."""
         if not np.isfinite(state.value):
-            return self._turn(replace(state, value=evaluation.value, gradient=evaluation.gradient))
+            value, gradient = evaluation.value, evaluation.gradient
+            return self._turn(replace(state, value=value, initial=value, gradient=gradient))
         slope = float(state.gradient @ state.direction)
         if not is_descent(state.value, slope, state.step, evaluation.value):
             return self._bracket(replace(state, longest=state.step))
@@ -133,7 +139,8 @@ class LBFGS:
             n_trials=0,
             gap=gradient_gap(state.value, state.gradient, self.goal),
         )
-        if expected <= self.goal.tol * abs(state.value) or is_negligible(state.value, expected):
+        size = resolved(state.value, state.initial)
+        if expected <= self.goal.tol * size or is_negligible(size, expected):
             return replace(state, reason=CONVERGED)
         if state.n_iter >= self.goal.max_iter:
             return replace(state, reason=MAX_ITER)

@@ -137,7 +137,7 @@ def test_a_target_that_is_not_finite_is_named(value, kind):
         np.array(["late", "early", "cancelled"]),
         np.array(["late", "early", "cancelled"], dtype=object),
         np.array([-7, 3, 2**40]),
-        np.array([0.5, -1.5, 0.0], dtype=np.float32),
+        np.array([5.0, -1.0, 0.0], dtype=np.float32),
         np.array([False, True]),
         np.array([3, 1, 2], dtype=np.uint8),
         np.arange(500),
@@ -155,6 +155,19 @@ def test_rows_and_weights_of_classes_are_counted(labels):
     np.testing.assert_array_equal(found.class_rows, np.bincount(codes))
     np.testing.assert_allclose(found.class_weight, np.bincount(codes, weight), rtol=1e-12)
     np.testing.assert_array_equal(survey(X, y).class_weight, np.bincount(codes))
+
+
+def test_labels_that_are_no_labels_are_refused():
+    X, y = rows()
+    parts = y.astype(float)
+    parts[99] = 0.5
+    with pytest.raises(DataError, match=r"continuous.* 0.5 in block 3, row 99 of the block"):
+        survey(X, parts, block=3)
+    mixed = np.array(["a", None], dtype=object)[y]
+    with pytest.raises(DataError, match="different types, NoneType and str"):
+        survey(X, mixed)
+    with pytest.raises(DataError, match="block 0 holds <U1 values, and numbers are needed"):
+        survey(X, np.array(["a", "b"])[y], kind=TargetKind.NUMBERS)
 
 
 def test_a_class_that_the_first_rows_do_not_show_is_found():
