@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import dask_dml as dml
-from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
+from dask_dml.linear_model import LogisticRegression, Ridge
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -20,7 +20,6 @@ MODELS = {
     "multinomial": (LogisticRegression(C=0.5), "three"),
     "balanced": (LogisticRegression(class_weight="balanced", solver="lbfgs"), "three"),
     "ridge": (Ridge(alpha=2.0), "number"),
-    "least squares": (LinearRegression(), "number"),
 }
 
 

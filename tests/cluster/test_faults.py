@@ -53,14 +53,19 @@ def kinds(fitted):
 def test_a_worker_killed_between_rounds(
     client, data, problem, undisturbed, descent, same_bits, kill, on_round, kind, small_blocks
 ):
-    killed = []
-    callback = on_round(2, lambda: killed.append(kill()))
+    killed, heard = [], []
+
+    def listen(event):
+        if isinstance(event, RoundEnded):
+            heard.extend((event.round, change.kind) for change in event.result.changes)
+
+    callbacks = [listen, on_round(2, lambda: killed.append(kill()))]
     if kind == "numpy":
         data = problem.X, problem.three, problem.weight
     elif kind == "persisted":
         data = dask.persist(*data)
         wait(data)
-    fitted = descent(callbacks=[callback]).fit(*data)
+    fitted = descent(callbacks=callbacks).fit(*data)
     same_bits(fitted, undisturbed)
     lost = fitted.faults_[fitted.faults_["kind"] == "worker-lost"]
     assert list(lost["worker"]) == killed
@@ -68,6 +73,7 @@ def test_a_worker_killed_between_rounds(
     assert lost["recomputed_blocks"].iloc[0] == 4
     assert fitted.history_["faults"].iloc[3] >= 1
     assert fitted.history_["faults"].sum() == len(fitted.faults_)
+    assert heard == list(zip(fitted.faults_["round"], fitted.faults_["kind"], strict=True))
 
 
 def test_a_dataset_is_read_again_after_a_death(
@@ -161,9 +167,8 @@ def test_a_worker_that_joins_is_given_its_share(
     assert fitted.history_["workers"].iloc[-1] == 3
 
 
-@pytest.mark.parametrize("kind", ["lazy", "persisted"])
 def test_a_worker_that_is_retired_gives_its_blocks_away(
-    client, data, undisturbed, descent, same_bits, on_round, kind
+    client, data, undisturbed, descent, same_bits, on_round
 ):
     """Nothing is made again: the scheduler copies the blocks before the worker leaves."""
     retired = []
@@ -173,10 +178,9 @@ def test_a_worker_that_is_retired_gives_its_blocks_away(
         client.retire_workers([victim])
         retired.append(victim)
 
-    if kind == "persisted":
-        data = dask.persist(*data)
-        wait(data)
-    fitted = descent(callbacks=[on_round(1, retire)]).fit(*data)
+    persisted = dask.persist(*data)
+    wait(persisted)
+    fitted = descent(callbacks=[on_round(1, retire)]).fit(*persisted)
     same_bits(fitted, undisturbed)
     lost = fitted.faults_[fitted.faults_["kind"] == "worker-lost"]
     assert list(lost["worker"]) == retired
@@ -195,15 +199,3 @@ def test_scattered_data_that_is_lost_ends_the_fit(client, problem, descent, kill
         descent(callbacks=[on_round(1, kill)]).fit(X, y)
     assert raised.value.blocks
     assert raised.value.run
-
-
-def test_events_tell_of_a_death_as_it_happens(client, data, descent, kill, on_round):
-    seen = []
-
-    def listen(event):
-        if isinstance(event, RoundEnded):
-            seen.extend((event.round, change.kind) for change in event.result.changes)
-
-    fitted = descent(callbacks=[listen, on_round(0, kill)]).fit(*data)
-    assert (1, "worker-lost") in seen
-    assert seen == list(zip(fitted.faults_["round"], fitted.faults_["kind"], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 @pytest.fixture
 def persisted(client, problem):
-    data = client.persist([problem.lazy(problem.X), problem.lazy(problem.two)])
+    """Blocks of X and y, the first half on one worker and the others on the other."""
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+
+    def worker_of(key):
+        return workers[key[1] // 4]
+
+    # In the annotation, since a worker for each block is meant.
+    with dask.annotate(workers=worker_of):
+        lazy = [problem.lazy(values).map_blocks(np.copy) for values in (problem.X, problem.two)]
+    data = client.persist(lazy, optimize_graph=False)
     wait(data)
     yield data
     client.cancel(data)
