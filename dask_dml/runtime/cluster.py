@@ -229,7 +229,13 @@ class ClusterExecutor:
             for block, part in enumerate(parts)
             if part[0].key in futures
         }
-        self._place(self._holders(found))
+        graph = dict(parts[0][0].__dask_graph__())
+        origins = {
+            block: origin
+            for block, part in enumerate(parts)
+            if (origin := _made_from(graph, part[0].key, futures)) is not None
+        }
+        self._place(self._holders(origins))
         missing: dict[str, list[Delayed]] = {}
         for block, worker in self._placed.items():
             absent = [part for part in parts[block] if part.key not in futures]
@@ -509,6 +515,22 @@ def new_run_id() -> str:
 
 def _address(client: Client) -> str:
     return str(client.scheduler.address if client.scheduler else "a client that is closed")
+
+
+def _made_from(
+    graph: Mapping[Any, Any], key: Any, futures: Mapping[Any, Future[Any]]
+) -> Future[Any] | None:
+    """What is already on the cluster of that from which something is made, or itself."""
+    pending = [key]
+    # A look at the nearest tasks; whatever is made from more than that is shuffled anyway.
+    for _ in range(64):
+        if not pending:
+            break
+        key = pending.pop()
+        if key in futures:
+            return futures[key]
+        pending.extend(getattr(graph.get(key), "dependencies", ()))
+    return None
 
 
 def _misfit_message(misfits: Mapping[str, str]) -> str:

@@ -85,6 +85,25 @@ def test_balanced_data_stays_where_it_is(client, persisted, scheduler_tasks):
     assert scheduler_tasks() == tasks
 
 
+def test_what_is_made_from_data_on_the_workers_is_made_there(client, problem):
+    """Slices and sums of persisted blocks: those are not sent about for it."""
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    # Every other block on the same worker, which is no run of neighbours.
+    with dask.annotate(workers=lambda key: workers[key[1] % 2]):
+        lazy = problem.lazy(problem.X).map_blocks(np.copy)
+    X = client.persist(lazy, optimize_graph=False)
+    wait(X)
+    before = who_has(client, X)
+    y = problem.lazy(problem.two, X.chunks[0])
+    executor = ClusterExecutor(client, dask_source(X[:, :4] * 2.0, y, None, None))
+    placed = executor.placement
+    executor.survey(LogisticRegression._target_kind)
+    assert who_has(client, X) == before
+    executor.close()
+    assert [placed[block] for block in range(8)] == workers * 4
+    client.cancel(X)
+
+
 def test_persisted_data_does_not_come_to_the_client(client, persisted, monkeypatch):
     sizes = []
     gather = client.gather
