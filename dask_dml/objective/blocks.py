@@ -149,25 +149,31 @@ class _WeightedGram:
     def __init__(self, n_outputs: int, n_terms: int) -> None:
         self.n_outputs = n_outputs
         self.n_terms = n_terms
-        self._rows = scratch_rows(n_terms)
-        self._scaled = np.empty((self._rows, n_terms))
-        self._coupled: Array | None = None
+        self._scaled = np.empty((scratch_rows(n_terms), n_terms))
 
     def add_to(self, gram: Array, design: Array, curvature: Array, coupling: Array | None) -> None:
-        scaled = self._scaled[: len(design)]
-        root = np.sqrt(curvature)
+        if coupling is None:
+            for k in range(self.n_outputs):
+                gram[self._own(k), self._own(k)] += self._weighted(design, curvature[:, k])
+            return
+        # With d = u * sum(u) the matrix is the sum of u_k u_l (e_k - e_l)(e_k - e_l)^T over pairs:
+        # nothing cancels, however sure a row is, and equal shifts stay flat to the last bit.
         for k in range(self.n_outputs):
-            np.multiply(design, root[:, k : k + 1], out=scaled)
-            own = slice(k * self.n_terms, (k + 1) * self.n_terms)
-            # A matrix times its own transpose goes to BLAS syrk: half the work.
-            gram[own, own] += scaled.T @ scaled
-        if coupling is not None:
-            if self._coupled is None:
-                self._coupled = np.empty((self._rows, self.n_outputs, self.n_terms))
-            coupled = self._coupled[: len(design)]
-            np.multiply(coupling[:, :, None], design[:, None, :], out=coupled)
-            flat = coupled.reshape(len(design), -1)
-            gram -= flat.T @ flat
+            for j in range(k):
+                pair = self._weighted(design, coupling[:, k] * coupling[:, j])
+                gram[self._own(k), self._own(k)] += pair
+                gram[self._own(j), self._own(j)] += pair
+                gram[self._own(k), self._own(j)] -= pair
+                gram[self._own(j), self._own(k)] -= pair
+
+    def _own(self, output: int) -> slice:
+        return slice(output * self.n_terms, (output + 1) * self.n_terms)
+
+    def _weighted(self, design: Array, weight: Array) -> Array:
+        scaled = self._scaled[: len(design)]
+        np.multiply(design, np.sqrt(weight)[:, None], out=scaled)
+        # A matrix times its own transpose goes to BLAS syrk: half the work.
+        return np.asarray(scaled.T @ scaled)
 
 
 def scratch_rows(n_terms: int) -> int:

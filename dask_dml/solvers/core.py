@@ -279,7 +279,8 @@ def _least_eigenvalue(hessian: Array, row_extent: Array) -> float:
     # A larger bound is still one, and keeps the eigenvalues within what rounding resolves.
     extent = np.maximum(extent, 1e-4 * extent.max())
     metric = hessian / extent[:, None] / extent
-    return float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0])
+    rounding = _UNIT * float(np.linalg.norm(metric))
+    return float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0]) - rounding
 
 
 def _cholesky_solve(matrix: Array, norm: float, vector: Array) -> tuple[Array, float] | None:

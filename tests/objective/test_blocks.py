@@ -286,6 +286,25 @@ def test_multinomial_sums_are_those_of_the_formulas_and_their_differences(weight
     np.testing.assert_allclose(found.gram, numeric.reshape(found.gram.shape), atol=1e-8 * size)
 
 
+def test_the_multinomial_hessian_keeps_its_digits_where_rows_are_sure():
+    K = 3
+    X, y, _ = rows(n=200, n_classes=K)
+    theta = 8.0 * np.random.default_rng(6).normal(size=(K, P + 1))
+    found = block_statistics(Request(MultinomialLoss(K), theta, np.zeros(P), 2), X, y, None).gram
+    D = np.column_stack([X, np.ones(200)]).astype(np.longdouble)
+    z = D @ theta.T
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    for k in range(K):
+        for j in range(k):
+            expected = -(D * (p[:, k] * p[:, j])[:, None]).T @ D
+            own = found.reshape(K, P + 1, K, P + 1)[k, :, j]
+            scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+            np.testing.assert_array_less(np.abs(own - expected), 1e-9 * scale)
+    flat = found.reshape(K, P + 1, K, P + 1).sum(axis=2)
+    assert np.abs(flat).max() <= 1e-15 * np.abs(found).max()
+
+
 def test_float32_data_is_summed_in_float64():
     X, y, weight = rows(np.float32)
     asked = request(LogisticLoss())
