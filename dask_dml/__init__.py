@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dask_dml import data, errors
-from dask_dml.linear_model import load_model
-from dask_dml.report import ProgressBar
-from dask_dml.runtime import Runtime
 from dask_dml.version import __version__
 
 if TYPE_CHECKING:
+    from dask_dml import errors
     from dask_dml.data import Dataset, ingest, open_dataset, write_dataset
+    from dask_dml.linear_model import load_model
+    from dask_dml.report import ProgressBar
+    from dask_dml.runtime import Runtime
 
 __all__ = [
     "Dataset",
@@ -25,12 +26,24 @@ __all__ = [
     "write_dataset",
 ]
 
+# Loaded at their first use: Dask imports the package with every command of its own.
+_MODULES = {
+    "Dataset": "data",
+    "ProgressBar": "report",
+    "Runtime": "runtime",
+    "ingest": "data",
+    "load_model": "linear_model",
+    "open_dataset": "data",
+    "write_dataset": "data",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Of the room that is loaded late; see there.
-    if name not in data.__all__:
+    if name == "errors":
+        return import_module("dask_dml.errors")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(data, name)
+    return getattr(import_module(f"dask_dml.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

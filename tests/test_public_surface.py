@@ -65,6 +65,19 @@ print(json.dumps([n for n in {LATE!r} if n in sys.modules and n not in before]))
     assert json.loads(done.stdout) == []
 
 
+def test_a_dask_command_of_another_package_does_not_wait_for_ours():
+    code = """
+import sys
+import dask_dml.cli
+heavy = ("dask.array", "distributed", "numpy", "pandas", "scipy", "sklearn", "zarr")
+print([name for name in heavy if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_dask_finds_the_command():
     (entry,) = entry_points(group="dask_cli", name="dml")
     assert entry.value == "dask_dml.cli:main"
