@@ -29,7 +29,7 @@ from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
-from dask_dml.runtime import Listener, RunSpec, Runtime, minimise
+from dask_dml.runtime import Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.cluster import new_run_id
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
 from dask_dml.solvers.core import CONVERGED
@@ -117,32 +117,8 @@ class LinearEstimator(BaseEstimator):
         """
         self._check_arguments()
         source, names = self._source(X, y, sample_weight)
-        run_id = new_run_id()
-        runtime = Runtime() if self.runtime is None else self.runtime
-        executor = runtime.executor(source, run_id)
-        try:
-            survey = executor.survey(self._target_kind)
-            _check_survey(survey.total)
-            setting = self._setting(survey.total)
-            executor.encode(setting.encoder)
-            solver = self._solver(setting.problem)
-            run = RunSpec(
-                run_id,
-                solver.name,
-                type(setting.problem.loss).__name__,
-                survey.total.n_rows,
-                len(source.feature_names),
-                len(source.row_chunks),
-                self.max_iter,
-                self.tol,
-            )
-            history = History()
-            listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
-            outcome = minimise(
-                setting.problem, solver, setting.start, executor, run, survey, listeners
-            )
-        finally:
-            executor.close()
+        history = History()
+        setting, outcome = self._run(source, [history, *default_progress(), *self.callbacks])
         state = outcome.state
         self.n_features_in_ = len(source.feature_names)
         if names is not None:
@@ -164,6 +140,34 @@ class LinearEstimator(BaseEstimator):
                 stacklevel=2,
             )
         return self
+
+    def _run(self, source: Source, listeners: Sequence[Listener]) -> tuple[Setting, Outcome]:
+        """Survey the rows, say what is minimised, and minimise it."""
+        run_id = new_run_id()
+        runtime = Runtime() if self.runtime is None else self.runtime
+        executor = runtime.executor(source, run_id)
+        try:
+            survey = executor.survey(self._target_kind)
+            _check_survey(survey.total)
+            setting = self._setting(survey.total)
+            executor.encode(setting.encoder)
+            solver = self._solver(setting.problem)
+            run = RunSpec(
+                run_id,
+                solver.name,
+                type(setting.problem.loss).__name__,
+                survey.total.n_rows,
+                len(source.feature_names),
+                len(source.row_chunks),
+                self.max_iter,
+                self.tol,
+            )
+            outcome = minimise(
+                setting.problem, solver, setting.start, executor, run, survey, listeners
+            )
+        finally:
+            executor.close()
+        return setting, outcome
 
     def save(self, store: Any, overwrite: bool = False) -> None:
         """Write the fitted model to a Zarr store, without pickle.

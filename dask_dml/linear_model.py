@@ -238,12 +238,13 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         sample_weight : array-like or dask array of shape (n,), optional
         """
         X, y, sample_weight = _scored(X, y, sample_weight)
-        if not is_dask_collection(X):
+        if not (is_dataset(X) or is_dask_collection(X)):
             return super().score(X, y, sample_weight)
-        hit = (self.predict(X) == _like(y, X)).astype(np.float64)
+        predicted = self.predict(X)
+        hit = (predicted == _like(y, predicted)).astype(np.float64)
         if sample_weight is None:
             return hit.mean()
-        weight = _like(sample_weight, X)
+        weight = _like(sample_weight, predicted)
         return (hit * weight).sum() / weight.sum()
 
     def _fitted_classes(self) -> NDArray[Any]:
@@ -301,13 +302,14 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
         sample_weight : array-like or dask array of shape (n,), optional
         """
         X, y, sample_weight = _scored(X, y, sample_weight)
-        if not is_dask_collection(X):
+        if not (is_dataset(X) or is_dask_collection(X)):
             return super().score(X, y, sample_weight)
-        y = _like(y, X)
+        predicted = self.predict(X)
+        y = _like(y, predicted)
         weight = da.ones_like(y, dtype=np.float64) if sample_weight is None else sample_weight
-        weight = _like(weight, X)
+        weight = _like(weight, predicted)
         mean = (weight * y).sum() / weight.sum()
-        left = (weight * (y - self.predict(X)) ** 2).sum()
+        left = (weight * (y - predicted) ** 2).sum()
         return 1.0 - left / (weight * (y - mean) ** 2).sum()
 
     def __sklearn_tags__(self) -> Any:
@@ -496,19 +498,17 @@ def _labels(classes: NDArray[Any], scores: Array) -> NDArray[Any]:
 def _scored(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
     """Features, target and weights to score on; a dataset brings its own."""
     if is_dataset(X):
-        dataset = as_dataset(X)
-        y = dataset.y if y is None else y
-        sample_weight = dataset.sample_weight if sample_weight is None else sample_weight
-        X = dataset.X
+        X = as_dataset(X)
+        y = X.y if y is None else y
+        sample_weight = X.sample_weight if sample_weight is None else sample_weight
     return X, y, sample_weight
 
 
-def _like(values: Any, X: Any) -> da.Array:
-    """A column as a dask array cut like X."""
+def _like(values: Any, column: da.Array) -> da.Array:
+    """Values as a dask array cut like a column."""
     if hasattr(values, "to_dask_array"):
         values = values.to_dask_array()
     if not isinstance(values, da.Array):
-        rows = X.chunks[0] if isinstance(X, da.Array) else -1
-        values = da.from_array(np.asarray(values), chunks=(rows,))
+        values = da.from_array(np.asarray(values), chunks=column.chunks)
     array: da.Array = values
     return array

@@ -367,3 +367,13 @@ def test_what_does_not_go_together_is_refused_before_data_is_read():
     for arguments in ({"solver": "saga"}, {"l1_ratio": 1.0}):
         with pytest.raises(IncompatibleError):
             LogisticRegression(**arguments).fit(Unread(), Unread())
+
+
+def test_a_dataset_of_other_columns_is_not_scored(tmp_path):
+    X, y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
+    fitted = dml.write_dataset(tmp_path / "fitted.zarr", X, y, feature_names=["a", "b"])
+    other = dml.write_dataset(tmp_path / "other.zarr", X, y, feature_names=["b", "a"])
+    model = Ridge().fit(fitted)
+    assert model.score(fitted).compute() > 0.9
+    with pytest.raises(DataError, match="'b'"):
+        model.score(other)
