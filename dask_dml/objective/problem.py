@@ -116,7 +116,7 @@ class Problem:
         """Solver's coordinates of coefficients (K, p) and intercepts (K,)."""
         theta = coef
         if self.fit_intercept:
-            theta = np.column_stack([coef, intercept + coef @ self.center])
+            theta = np.column_stack([coef, intercept + (coef * self.center).sum(axis=1)])
         if self.loss.shift_invariant:
             # The same scores but for a shift, and the least penalty.
             theta = theta - theta.mean(axis=0)
@@ -128,7 +128,7 @@ class Problem:
         coef = self._penalised(theta).copy()
         if not self.fit_intercept:
             return coef, np.zeros(len(coef))
-        return coef, theta[:, -1] - coef @ self.center
+        return coef, theta[:, -1] - (coef * self.center).sum(axis=1)
 
     def request(self, point: Array, order: int) -> Request:
         """What to ask of the blocks to evaluate the objective at a point."""
