@@ -28,6 +28,7 @@ from dask_dml.data.dataset import (
 )
 from dask_dml.data.inputs import MAX_LABELS, Target, run
 from dask_dml.data.layout import Layout
+from dask_dml.data.store import check_free, find_place
 from dask_dml.data.tables import (
     CsvFiles,
     Format,
@@ -44,7 +45,6 @@ from dask_dml.data.tables import (
     open_source,
     unique_names,
 )
-from dask_dml.data.store import check_free, find_place
 from dask_dml.errors import DataError, IngestError
 
 Missing = Literal["error", "drop", "keep"]
