@@ -457,7 +457,7 @@ class ClusterExecutor:
         for worker in lost:
             n_blocks = sum(1 for at in before.values() if at == worker)
             evidence, n_again = made_again[worker]
-            action = f"{n_blocks} blocks given to {len(self._threads)} other workers"
+            action = f"its {n_blocks} blocks placed anew; workers now: {len(self._threads)}"
             changes.append(
                 WorkersChanged(
                     time.time(), "worker-lost", worker, evidence, action, extra_s, n_again
