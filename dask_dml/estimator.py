@@ -31,6 +31,7 @@ from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.cluster import new_run_id
+from dask_dml.runtime.sample import sample_share, start_from_sample
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
 from dask_dml.solvers.core import CONVERGED
 from dask_dml.version import __version__
@@ -147,10 +148,17 @@ class LinearEstimator(BaseEstimator):
         runtime = Runtime() if self.runtime is None else self.runtime
         executor = runtime.executor(source, run_id)
         try:
-            survey = executor.survey(self._target_kind)
+            share = sample_share(sum(source.row_chunks), len(source.feature_names))
+            survey = executor.survey(self._target_kind, share)
             _check_survey(survey.total)
             setting = self._setting(survey.total)
             executor.encode(setting.encoder)
+            start, passes = setting.start, 1.0
+            if share and setting.problem.loss.self_concordance and not self._is_warm():
+                start, spent = start_from_sample(
+                    setting.problem, setting.encoder, self._target_kind, survey.total
+                )
+                passes += spent
             solver = self._solver(setting.problem)
             run = RunSpec(
                 run_id,
@@ -163,7 +171,7 @@ class LinearEstimator(BaseEstimator):
                 self.tol,
             )
             outcome = minimise(
-                setting.problem, solver, setting.start, executor, run, survey, listeners
+                setting.problem, solver, start, executor, run, survey, listeners, passes
             )
         finally:
             executor.close()
@@ -295,9 +303,12 @@ class LinearEstimator(BaseEstimator):
             return Relay(descent(goal), newton)
         return descent(Goal.of(problem, self.tol * _UNCERTIFIED, self.max_iter))
 
+    def _is_warm(self) -> bool:
+        return self.warm_start and hasattr(self, "coef_")
+
     def _warm(self, problem: Problem, coef: Array, intercept: Array) -> Array:
         """First point: that of the last fit with ``warm_start``, otherwise the constant model."""
-        if self.warm_start and hasattr(self, "coef_") and self.coef_.shape == coef.shape:
+        if self._is_warm() and self.coef_.shape == coef.shape:
             return problem.point(np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_))
         return problem.start()
 

@@ -144,21 +144,24 @@ def block_statistics(
 
 
 class _WeightedGram:
-    """Adds ``sum_i x_i x_i^T (x) (diag(d_i) - u_i u_i^T)``, outputs outermost."""
+    """Adds ``sum_i x_i x_i^T (x) (diag(d_i) - u_i u_i^T)``, outputs outermost.
+
+    The rows are not what they were afterwards.
+    """
 
     def __init__(self, n_outputs: int, n_terms: int) -> None:
-        self.n_outputs = n_outputs
         self.n_terms = n_terms
-        self._scaled = np.empty((scratch_rows(n_terms), n_terms))
+        # One output has one use of the rows: they are scaled where they are, which are in cache.
+        self._scaled = np.empty((scratch_rows(n_terms), n_terms)) if n_outputs > 1 else None
 
     def add_to(self, gram: Array, design: Array, curvature: Array, coupling: Array | None) -> None:
         if coupling is None:
-            for k in range(self.n_outputs):
+            for k in range(curvature.shape[1]):
                 gram[self._own(k), self._own(k)] += self._weighted(design, curvature[:, k])
             return
         # With d = u * sum(u) the matrix is the sum of u_k u_l (e_k - e_l)(e_k - e_l)^T over pairs:
         # nothing cancels, however sure a row is, and equal shifts stay flat to the last bit.
-        for k in range(self.n_outputs):
+        for k in range(coupling.shape[1]):
             for j in range(k):
                 pair = self._weighted(design, coupling[:, k] * coupling[:, j])
                 gram[self._own(k), self._own(k)] += pair
@@ -170,7 +173,7 @@ class _WeightedGram:
         return slice(output * self.n_terms, (output + 1) * self.n_terms)
 
     def _weighted(self, design: Array, weight: Array) -> Array:
-        scaled = self._scaled[: len(design)]
+        scaled = design if self._scaled is None else self._scaled[: len(design)]
         np.multiply(design, np.sqrt(weight)[:, None], out=scaled)
         # A matrix times its own transpose goes to BLAS syrk: half the work.
         return np.asarray(scaled.T @ scaled)
@@ -196,12 +199,11 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
     Yields
     ------
     ndarray of shape (m, n_terms)
-        The same memory each time: use it before the next one.
+        The same memory each time: use it before the next one, and as you like.
     """
     n_rows, n_columns = X.shape
     rows = scratch_rows(n_terms)
     scratch = np.empty((min(rows, n_rows), n_terms))
-    scratch[:, n_columns:] = 1.0
     dense = _dense_rows(X)
     shift = None
     if center is not None and np.any(center):
@@ -211,6 +213,7 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
         stop = min(start + rows, n_rows)
         design = scratch[: stop - start]
         design[:, :n_columns] = dense(start, stop)
+        design[:, n_columns:] = 1.0
         if shift is not None:
             whole = len(design) - len(design) % _BUNDLE
             wide = design[:whole].reshape(-1, len(shift))

@@ -6,9 +6,10 @@ moments of the target, the weights, and whether all of it is finite.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threade
 from dask_dml.objective.losses import Array
 
 _MAX_CANDIDATES = 32
+_SAMPLE_SEED = 20091
 
 
 class TargetKind(Enum):
@@ -25,6 +27,14 @@ class TargetKind(Enum):
 
     CLASSES = "classes"
     NUMBERS = "numbers"
+
+
+class SampledRows(NamedTuple):
+    """Rows drawn at random from one block: X (m, p), y (m,), weights (m,) or None."""
+
+    X: BlockMatrix
+    y: NDArray[np.generic]
+    weight: Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class Survey:
         Rows and weight of each label.
     target_moment1, target_moment2 : float
         Weighted sums of the target and of its squares; 0 for labels.
+    sample : tuple of SampledRows
+        Rows of each block, in block order; empty when none were asked for.
     """
 
     n_rows: int
@@ -59,6 +71,7 @@ class Survey:
     class_weight: Array
     target_moment1: float
     target_moment2: float
+    sample: tuple[SampledRows, ...] = ()
 
     def __add__(self, other: Self) -> Self:
         classes = np.union1d(self.classes, other.classes)
@@ -81,12 +94,14 @@ class Survey:
             spread(self.class_weight, other.class_weight),
             self.target_moment1 + other.target_moment1,
             self.target_moment2 + other.target_moment2,
+            self.sample + other.sample,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        return self.moment1.nbytes * 4 + self.classes.nbytes * 3
+        sampled = sum(rows.y.nbytes * (1 + len(self.moment1)) for rows in self.sample)
+        return self.moment1.nbytes * 4 + self.classes.nbytes * 3 + sampled
 
     @property
     def mean(self) -> Array:
@@ -115,6 +130,7 @@ def survey_block(
     X: BlockMatrix,
     y: NDArray[np.generic],
     sample_weight: NDArray[np.generic] | None,
+    sample_share: float = 0.0,
 ) -> Survey:
     """Survey of one block.
 
@@ -128,6 +144,8 @@ def survey_block(
     X : ndarray or CSR matrix of shape (n, p)
     y : ndarray of shape (n,)
     sample_weight : ndarray of shape (n,) or None
+    sample_share : float
+        Share of the rows to draw as a sample, by a generator seeded with the block's number.
 
     Returns
     -------
@@ -162,6 +180,12 @@ def survey_block(
     else:
         classes, class_rows, class_weight = np.empty(0), np.empty(0), np.empty(0)
         target1, target2 = _target_moments(y, weight, block)
+    sample: tuple[SampledRows, ...] = ()
+    if sample_share > 0.0:
+        generator = np.random.default_rng((_SAMPLE_SEED, block))
+        n_drawn = min(math.ceil(sample_share * n_rows), n_rows)
+        drawn = np.sort(generator.choice(n_rows, n_drawn, replace=False, shuffle=False))
+        sample = (SampledRows(X[drawn], y[drawn], None if weight is None else weight[drawn]),)
     return Survey(
         n_rows,
         float(n_rows) if weight is None else float(weight.sum()),
@@ -174,6 +198,7 @@ def survey_block(
         class_weight,
         target1,
         target2,
+        sample,
     )
 
 

@@ -139,9 +139,10 @@ class ClusterExecutor:
         """Worker of each block."""
         return dict(self._placed)
 
-    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
+    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
         """Survey of all blocks, which are loaded now if they stay."""
-        return self._evaluate(SurveyWork(kind, self._source.feature_names), "survey")
+        work = SurveyWork(kind, self._source.feature_names, sample_share)
+        return self._evaluate(work, "survey")
 
     def encode(self, encoder: TargetEncoder) -> None:
         """Prepare targets and weights on the workers that hold the blocks."""

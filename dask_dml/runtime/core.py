@@ -85,8 +85,8 @@ class Executor(Protocol):
     whatever the executor holds, also after an error.
     """
 
-    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
-        """Survey of all blocks, one pass."""
+    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
+        """Survey of all blocks, one pass, with a sample of that share of the rows."""
         ...
 
     def encode(self, encoder: TargetEncoder) -> None:
@@ -196,6 +196,7 @@ def minimise(
     run: RunSpec,
     survey: RoundResult[Survey],
     listeners: Sequence[Listener],
+    passes: float = 1.0,
 ) -> Outcome:
     """Run rounds until the solver has a reason to stop.
 
@@ -211,6 +212,8 @@ def minimise(
     survey : RoundResult of Survey
     listeners : sequence of callable
         Each is called with every event, in this thread. An exception of theirs ends the fit.
+    passes : float
+        Passes over the full data that came before, that of the survey included.
 
     Returns
     -------
@@ -255,12 +258,12 @@ def minimise(
                 objective=evaluation.value,
                 gap=state.gap,
                 n_iter=state.n_iter,
-                passes=1.0 + n_rounds,
+                passes=passes + n_rounds,
                 result=result,
             )
         )
     emit(FitEnded(run, state.reason, state.gap))
-    return Outcome(state, 1.0 + n_rounds)
+    return Outcome(state, passes + n_rounds)
 
 
 @dataclass

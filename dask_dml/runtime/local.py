@@ -66,11 +66,11 @@ class LocalExecutor:
         self._encoded: list[EncodedBlock] = []
         self._encoder = TargetEncoder()
 
-    def survey(self, kind: TargetKind) -> RoundResult[Survey]:
+    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
         """Survey of all blocks; resident blocks are loaded here."""
         if self._resident and not self._raw:
             self._raw = list(self._map(lambda loader: loader(), self._loaders))
-        work = SurveyWork(kind, self._source.feature_names)
+        work = SurveyWork(kind, self._source.feature_names, sample_share)
         return self._evaluate(work, self._raw_blocks)
 
     def encode(self, encoder: TargetEncoder) -> None:

@@ -63,9 +63,10 @@ class SurveyWork:
 
     kind: TargetKind
     feature_names: tuple[str, ...]
+    sample_share: float
 
     def __call__(self, number: int, block: RawBlock, /) -> Survey:
-        return survey_block(self.kind, self.feature_names, number, *block)
+        return survey_block(self.kind, self.feature_names, number, *block, self.sample_share)
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import dask_dml as dml
+from dask_dml.datasets.synthetic import higgs_like
 from dask_dml.linear_model import LogisticRegression, Ridge
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -170,3 +171,11 @@ def test_predictions_stay_lazy_and_equal(client, problem, local):
     assert isinstance(lazy, da.Array)
     np.testing.assert_allclose(lazy.compute(), fitted.predict_proba(problem.X), rtol=1e-14)
     assert fitted.score(*data).compute() == fitted.score(problem.X, problem.three)
+
+
+def test_many_rows_which_start_from_a_sample(client, local, same_bits):
+    X, y = higgs_like(160_000, chunk_rows=20_000)
+    X, y = dask.persist(X, y)
+    fitted = fit(LogisticRegression(), None, X, y)
+    assert fitted.n_passes_ > 1.0 + len(fitted.history_)
+    same_bits(fitted, fit(LogisticRegression(), local, X, y))

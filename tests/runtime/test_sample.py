@@ -1,0 +1,144 @@
+"""A first point from a sample: near the optimum, counted, and only where it pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+
+import dask_dml as dml
+from dask_dml.datasets.synthetic import higgs_like, multinomial
+from dask_dml.linear_model import LogisticRegression, Ridge
+from dask_dml.objective import (
+    L2Penalty,
+    LogisticLoss,
+    MultinomialLoss,
+    Problem,
+    Survey,
+    TargetKind,
+    TreeSum,
+    survey_block,
+)
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.sample import sample_share, start_from_sample
+
+N_ROWS, SHARE = 160_000, 1 / 32
+NAMES = tuple(f"x{j}" for j in range(28))
+
+
+@pytest.fixture(scope="module")
+def higgs():
+    X, y = higgs_like(N_ROWS, chunk_rows=20_000)
+    return X.compute(scheduler="threads"), y.compute(scheduler="threads")
+
+
+def surveyed(X, y, share, weight=None) -> Survey:
+    total = TreeSum(4)
+    for block, rows in enumerate(np.array_split(np.arange(len(X)), 4)):
+        w = None if weight is None else weight[rows]
+        names = tuple("" for _ in range(X.shape[1]))
+        total.add(
+            (0, block),
+            survey_block(TargetKind.CLASSES, names, block, X[rows], y[rows], w, share),
+        )
+    return total.value
+
+
+def evaluated(problem, point, X, y):
+    from dask_dml.objective import block_statistics
+
+    request = problem.request(point, 1)
+    return problem.evaluation(point, block_statistics(request, X, y.astype(np.int32), None)).value
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_columns", "share"),
+    [
+        (4_000_000, 28, 1 / 32),
+        (10_000, 28, 0.0),  # too small to be worth it
+        (200_000, 1_000, 0.0),  # 40 rows a coordinate would be a fifth of them
+        (400_000, 1_000, 40 * 1001 / 400_000),
+    ],
+)
+def test_the_share_of_the_rows(n_rows, n_columns, share):
+    assert sample_share(n_rows, n_columns) == pytest.approx(share)
+
+
+def test_the_sample_has_its_share_of_every_block_and_is_the_same_again(higgs):
+    X, y = higgs
+    survey, again = surveyed(X, y, SHARE), surveyed(X, y, SHARE)
+    assert [len(rows.y) for rows in survey.sample] == [N_ROWS // 4 // 32] * 4
+    for rows, others in zip(survey.sample, again.sample, strict=True):
+        np.testing.assert_array_equal(rows.X, others.X)
+    assert not np.array_equal(survey.sample[0].X, survey.sample[1].X)
+
+
+def test_the_start_is_most_of_the_way_to_the_optimum(higgs):
+    X, y = higgs
+    survey = surveyed(X, y, SHARE)
+    problem = Problem(LogisticLoss(), L2Penalty(1.0), 1.0, survey, True)
+    start, passes = start_from_sample(
+        problem, TargetEncoder(survey.classes), TargetKind.CLASSES, survey
+    )
+    model = SklearnLogisticRegression(solver="newton-cholesky", tol=1e-10).fit(
+        X.astype(np.float64), y
+    )
+    optimum = evaluated(problem, problem.point(model.coef_, model.intercept_), X, y)
+    there = evaluated(problem, start, X, y) - optimum
+    constant = evaluated(problem, problem.start(), X, y) - optimum
+    # The excess of a sample's optimum is about half a coordinate's worth a row that it stands for.
+    assert 0.0 <= there < 2.0 * 0.5 * problem.n_coordinates / SHARE
+    assert there < 0.1 * constant
+    assert SHARE * 2 <= passes <= SHARE * 10
+
+
+def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
+    X, y = higgs
+    model = LogisticRegression(runtime=dml.Runtime(client="local")).fit(X, y)
+    reference = SklearnLogisticRegression(solver="newton-cholesky", tol=1e-12).fit(
+        X.astype(np.float64), y
+    )
+    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6)
+    assert model.gap_ <= 1e-8
+    n_rounds = len(model.history_)
+    assert n_rounds <= 3
+    spent = model.n_passes_ - 1.0 - n_rounds
+    assert SHARE * 2 <= spent < 0.5
+    assert model.history_["passes"].iloc[-1] == model.n_passes_
+
+
+def test_a_warm_start_is_where_the_last_fit_ended(higgs):
+    X, y = higgs
+    model = LogisticRegression(warm_start=True, runtime=dml.Runtime(client="local")).fit(X, y)
+    model.fit(X, y)
+    assert model.n_passes_ == 1.0 + len(model.history_)
+    assert len(model.history_) == 1
+
+
+def test_a_quadratic_needs_no_first_point(higgs):
+    X, y = higgs
+    assert Ridge(runtime=dml.Runtime(client="local")).fit(X, y.astype(float)).n_passes_ == 2.0
+
+
+def test_a_sample_that_is_small_for_its_coordinates_is_not_solved():
+    X, y = multinomial(8_000, n_columns=20, n_classes=5)
+    X, y = X.compute(scheduler="threads"), y.compute(scheduler="threads")
+    survey = surveyed(X, y, SHARE)
+    problem = Problem(MultinomialLoss(5), L2Penalty(1.0), 1.0, survey, True)
+    start, passes = start_from_sample(
+        problem, TargetEncoder(survey.classes), TargetKind.CLASSES, survey
+    )
+    np.testing.assert_array_equal(start, problem.start())
+    assert passes == 0.0
+
+
+def test_rows_without_weight_are_drawn_but_do_not_count(higgs):
+    X, y = higgs
+    weight = np.zeros(N_ROWS)
+    weight[: N_ROWS // 2] = 3.0
+    half = slice(0, N_ROWS // 2)
+    model = LogisticRegression(runtime=dml.Runtime(client="local")).fit(X, y, weight)
+    reference = SklearnLogisticRegression(solver="newton-cholesky", tol=1e-12).fit(
+        X[half].astype(np.float64), y[half], weight[half]
+    )
+    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6)
