@@ -148,16 +148,16 @@ class LinearEstimator(BaseEstimator):
         runtime = Runtime() if self.runtime is None else self.runtime
         executor = runtime.executor(source, run_id)
         try:
-            share = sample_share(sum(source.row_chunks), len(source.feature_names))
+            share = sample_share(
+                sum(source.row_chunks), len(source.feature_names), source.row_nbytes
+            )
             survey = executor.survey(self._target_kind, share)
             _check_survey(survey.total)
             setting = self._setting(survey.total)
             executor.encode(setting.encoder)
             start, passes = setting.start, 1.0
             if share and setting.problem.loss.self_concordance and not self._is_warm():
-                start, spent = start_from_sample(
-                    setting.problem, setting.encoder, self._target_kind, survey.total
-                )
+                start, spent = start_from_sample(setting.problem, setting.encoder, survey)
                 passes += spent
             solver = self._solver(setting.problem)
             run = RunSpec(

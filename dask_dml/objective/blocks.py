@@ -24,7 +24,7 @@ from dask_dml.objective.losses import Array, Loss
 
 BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
-_SCRATCH_BYTES = 1024 * 1024
+_SCRATCH_BYTES = 2 * 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
 
@@ -180,7 +180,7 @@ class _WeightedGram:
 
 
 def scratch_rows(n_terms: int) -> int:
-    """Rows of a sub-block: a power of two, about a megabyte of float64, at least 256."""
+    """Rows of a sub-block: a power of two, up to two megabytes of float64, at least 256."""
     rows = _SCRATCH_BYTES // (8 * max(n_terms, 1))
     return max(_MIN_SCRATCH_ROWS, 1 << max(rows.bit_length() - 1, 0))
 

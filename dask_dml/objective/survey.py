@@ -217,14 +217,17 @@ def _column_moments(
     n_columns = X.shape[1]
     moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
     lower, upper = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
+    plain = X if isinstance(X, np.ndarray) and _is_plain(X) else None
     start = 0
     with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
         for values in design_blocks(X, n_columns, None):
             stop = start + len(values)
             w = np.ones(len(values)) if weight is None else weight[start:stop]
             moment1 += w @ values
-            np.minimum(lower, _reduced(np.minimum, values), out=lower)
-            np.maximum(upper, _reduced(np.maximum, values), out=upper)
+            # Extremes are exact in the block's own type, which may be half the memory.
+            own = values if plain is None else plain[start:stop]
+            np.minimum(lower, _reduced(np.minimum, own), out=lower)
+            np.maximum(upper, _reduced(np.maximum, own), out=upper)
             np.multiply(values, values, out=values)
             moment2 += w @ values
             start = stop
@@ -240,7 +243,12 @@ def _column_moments(
     return moment1, moment2, lower, upper
 
 
-def _reduced(extreme: np.ufunc, values: Array) -> Array:
+def _is_plain(X: NDArray[np.generic]) -> bool:
+    """Whether rows of X can be bundled where they are."""
+    return X.dtype.kind == "f" and X.dtype.isnative and X.flags.c_contiguous and X.flags.aligned
+
+
+def _reduced(extreme: np.ufunc, values: NDArray[np.generic]) -> Array:
     """Extremes of the columns; rows are taken in bundles, since short rows are slow to reduce."""
     n_rows, n_columns = values.shape
     bundle = 64

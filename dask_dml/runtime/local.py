@@ -67,15 +67,15 @@ class LocalExecutor:
         self._encoder = TargetEncoder()
 
     def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
-        """Survey of all blocks; resident blocks are loaded here."""
-        if self._resident and not self._raw:
-            self._raw = list(self._map(lambda loader: loader(), self._loaders))
+        """Survey of all blocks."""
+        self._load()
         work = SurveyWork(kind, self._source.feature_names, sample_share)
         return self._evaluate(work, self._raw_blocks)
 
     def encode(self, encoder: TargetEncoder) -> None:
         """Prepare targets and weights; streamed blocks are encoded as they are read."""
         self._encoder = encoder
+        self._load()
         self._encoded = list(encoded(self._raw, encoder))
         self._raw = []
 
@@ -87,6 +87,11 @@ class LocalExecutor:
         """Stop the threads and let go of the blocks."""
         self._pool.shutdown(cancel_futures=True)
         self._raw, self._encoded = [], []
+
+    def _load(self) -> None:
+        """Load the blocks that stay, once."""
+        if self._resident and not self._raw:
+            self._raw = list(self._map(lambda loader: loader(), self._loaders))
 
     def _map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         # In the caller's context, where a block's own code may look for its client or worker.

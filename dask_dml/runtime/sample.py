@@ -18,38 +18,48 @@ import numpy as np
 import scipy.sparse
 
 from dask_dml.data.source import ArraySource
-from dask_dml.objective import Problem, Survey, TargetKind
+from dask_dml.objective import Problem, Survey
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
-from dask_dml.runtime.core import RunSpec, minimise
+from dask_dml.runtime.core import RoundResult, RunSpec, minimise
 from dask_dml.runtime.local import LocalExecutor
 from dask_dml.solvers import Goal, Newton
 
-# A sample is this share of the rows, or this many rows for each coordinate where that is more: with
-# few rows a coordinate classes separate, and the sample's optimum is far away.
+# A sample is this share of the rows, but not more bytes than this; or this many rows for each
+# coordinate where that is more: with few, classes separate, and the sample's optimum is far away.
 _SHARE = 1 / 32
+_SAMPLE_BYTES = 32_000_000
 _ROWS_A_COORDINATE = 40
-# Not worth it beyond this share, or below this number of values.
+# Not worth it beyond this share, below this number of values, or with more bytes in this process.
 _LARGEST_SHARE = 1 / 8
 _LEAST_VALUES = 4_000_000
+_LARGEST_BYTES = 64_000_000
 _MAX_ITER = 20
 _N_BLOCKS = 8
 
 
-def sample_share(n_rows: int, n_columns: int) -> float:
+def sample_share(n_rows: int, n_columns: int, row_nbytes: float) -> float:
     """Share of the rows to draw for a first point, 0 where it is not worth it.
 
     Parameters
     ----------
     n_rows, n_columns : int
         Shape of the data.
+    row_nbytes : float
+        Bytes of a row.
     """
-    share = max(_SHARE, _ROWS_A_COORDINATE * (n_columns + 1) / n_rows)
-    return share if share <= _LARGEST_SHARE and n_rows * n_columns >= _LEAST_VALUES else 0.0
+    drawn = min(_SHARE * n_rows, _SAMPLE_BYTES / max(row_nbytes, 1.0))
+    drawn = max(drawn, _ROWS_A_COORDINATE * (n_columns + 1))
+    worth_it = (
+        drawn <= _LARGEST_SHARE * n_rows
+        and drawn * row_nbytes <= _LARGEST_BYTES
+        and n_rows * n_columns >= _LEAST_VALUES
+    )
+    return drawn / n_rows if worth_it else 0.0
 
 
 def start_from_sample(
-    problem: Problem, encoder: TargetEncoder, kind: TargetKind, survey: Survey
+    problem: Problem, encoder: TargetEncoder, survey: RoundResult[Survey]
 ) -> tuple[Array, float]:
     """Solve the sample of a survey to within its statistical error.
 
@@ -58,8 +68,7 @@ def start_from_sample(
     problem : Problem
         Of all rows.
     encoder : TargetEncoder
-    kind : TargetKind
-    survey : Survey
+    survey : RoundResult of Survey
         Of all rows, with a sample.
 
     Returns
@@ -70,13 +79,13 @@ def start_from_sample(
     passes : float
         Passes over the full data that this cost.
     """
-    X, y, weight = _joined(survey)
+    X, y, weight = _joined(survey.total)
     n_rows, d = len(y), problem.n_coordinates
     drawn = float(weight.sum())
     if n_rows < _ROWS_A_COORDINATE * d or drawn <= 0.0:
         return problem.start(), 0.0
     # Weighted as if it were all rows, the sample has their objective, about.
-    weight *= survey.weight / drawn
+    weight *= survey.total.weight / drawn
     edges = np.linspace(0, n_rows, _N_BLOCKS + 1).astype(int)
     names = tuple(repeat("", X.shape[1]))
     source = ArraySource(X, y, weight, names, tuple(int(n) for n in np.diff(edges)))
@@ -85,12 +94,11 @@ def start_from_sample(
     run = RunSpec("sample", solver.name, "", n_rows, X.shape[1], _N_BLOCKS, _MAX_ITER, tol)
     executor = LocalExecutor(source)
     try:
-        first = executor.survey(kind)
         executor.encode(encoder)
-        outcome = minimise(problem, solver, problem.start(), executor, run, first, ())
+        outcome = minimise(problem, solver, problem.start(), executor, run, survey, (), 0.0)
     finally:
         executor.close()
-    return outcome.state.point, outcome.passes * n_rows / survey.n_rows
+    return outcome.state.point, outcome.passes * n_rows / survey.total.n_rows
 
 
 def _joined(survey: Survey) -> tuple[Any, Any, Array]:
