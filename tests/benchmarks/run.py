@@ -130,7 +130,8 @@ def bench_logistic(n_rows: int) -> list[Figure]:
     detail = (
         f"{statistics.median(ours):.2f} s (gap {gaps[0]:.0e}, bound {models[0].gap_:.0e}, "
         f"{models[0].n_passes_:g} passes) against {statistics.median(theirs):.2f} s "
-        f"(gap {gaps[1]:.0e}, {models[1].n_iter_[0]} iterations); median of 5 pairs after a warm-up, "
+        f"(gap {gaps[1]:.0e}, {models[1].n_iter_[0]} iterations); "
+        "median of 5 pairs after a warm-up, "
         f"ratios {', '.join(f'{o / t:.2f}' for o, t in zip(ours, theirs, strict=True))}"
     )
     return [
