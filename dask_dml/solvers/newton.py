@@ -22,8 +22,6 @@ from dask_dml.solvers.core import (
     shorter_step,
 )
 
-# Share of the tolerance at which coefficients, whose error is as the root of the gap, are close.
-_CLOSE = 1e-5
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -81,13 +79,10 @@ class Newton:
             # No objective is below zero: where the model says so, the step is too long.
             step=min(1.0, 2.0 * evaluation.value / max(newton.decrement2, _TINY)),
         )
-        # Stop when this point is good enough, and return the better one that its step leads to. Or
-        # when that one is certified and, by how the last step went, close enough for coefficients
-        # too: for a quadratic that is the optimum, after one round.
+        # Stop when this point is good enough, and return the better one that its step leads to;
+        # for a quadratic that is the optimum, after one round.
         quadratic = self.goal.self_concordance == 0.0
-        expected = 0.0 if quadratic else _expected_gap(state, newton.decrement2)
-        close = expected <= _CLOSE * self.goal.tol * abs(evaluation.value)
-        if gap_here <= self.goal.tol or (close and gap_after <= self.goal.tol):
+        if gap_here <= self.goal.tol or (quadratic and gap_after <= self.goal.tol):
             return replace(
                 accepted, point=better, gap=gap_after, n_iter=n_iter + 1, reason=CONVERGED
             )
@@ -98,15 +93,3 @@ class Newton:
         if n_iter >= self.goal.max_iter:
             return replace(accepted, reason=MAX_ITER)
         return accepted
-
-
-def _expected_gap(before: NewtonState, decrement2: float) -> float:
-    """About the gap after the next step, if decrements go on falling as they last did.
-
-    Quadratic convergence: the next decrement is a constant times the square of the last. inf where
-    there was no whole step before.
-    """
-    if before.step < 1.0 or before.slope >= 0.0:
-        return np.inf
-    following = np.sqrt(decrement2) / before.slope * decrement2
-    return 0.5 * float(following) ** 2
