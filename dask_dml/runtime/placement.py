@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 # A worker may have this much more than its share before blocks are moved away from it.
 TOLERANCE = 1.1
 # A shard takes about as long as this, and a thread has no more shards than that.
-SHARD_S = 0.25
+SHARD_S = 0.5
 MOST_SHARDS = 4
 
 
