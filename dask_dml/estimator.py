@@ -21,6 +21,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
+from dask_dml.data.inputs import made_up_names
 from dask_dml.data.layout import choose_grid
 from dask_dml.data.source import ArraySource, Source, dask_source
 from dask_dml.errors import DataError, IncompatibleError
@@ -236,6 +237,11 @@ class LinearEstimator(BaseEstimator):
         self.n_passes_ = float(attributes["n_passes"])
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
     # -- what a subclass says ---------------------------------------------------------------
 
     def _setting(self, survey: Survey) -> Setting:
@@ -267,8 +273,8 @@ class LinearEstimator(BaseEstimator):
                     f"{type(self).__name__} requires y to be passed, but the target y is None"
                 )
             names = _numeric_columns(X) if hasattr(X, "columns") else None
-            weight = None if sample_weight is None else _as_dask(sample_weight)
-            return dask_source(_as_dask(X), _as_dask(y), weight, names), names
+            weight = None if sample_weight is None else as_dask(sample_weight)
+            return dask_source(as_dask(X), as_dask(y), weight, names), names
         X, y = validate_data(
             self,
             X,
@@ -284,7 +290,7 @@ class LinearEstimator(BaseEstimator):
         names = None if named is None else tuple(str(name) for name in named)
         # Blocks of 8 MB: Dask warns of tasks of 10 MB, as which they go to the workers.
         grid = choose_grid(X.shape[0], X.shape[1], X.dtype.itemsize, memory_bytes=_SENT_BYTES)
-        made_up = tuple(f"x{j}" for j in range(X.shape[1]))
+        made_up = tuple(made_up_names(X.shape[1]))
         return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
 
     def _solver(self, problem: Problem) -> Solver[Any]:
@@ -325,7 +331,7 @@ class LinearEstimator(BaseEstimator):
             if hasattr(X, "columns"):
                 # A frame of the names alone: taking rows, even none, would compute a partition.
                 _check_feature_names(self, pd.DataFrame(columns=X.columns), reset=False)
-            X = _as_dask(X)
+            X = as_dask(X)
             if X.shape[1] != self.n_features_in_:
                 raise DataError(
                     f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
@@ -400,18 +406,19 @@ def _dataset_source(
             f"fit needs blocks of whole rows, and {dataset.url} has layout "
             f"{dataset.layout!r}: use dataset.repartition(store, layout='horizontal')"
         )
-    weight = dataset.sample_weight if sample_weight is None else _as_dask(sample_weight)
+    weight = dataset.sample_weight if sample_weight is None else as_dask(sample_weight)
     names = tuple(dataset.feature_names)
-    target = dataset.y if y is None else _as_dask(y)
-    named = names != tuple(f"x{j}" for j in range(len(names)))
+    target = dataset.y if y is None else as_dask(y)
+    named = dataset.feature_names != made_up_names(len(names))
     return dask_source(dataset.X, target, weight, names), names if named else None
 
 
-def _as_dask(values: Any) -> da.Array:
+def as_dask(values: Any, chunks: Any = -1) -> da.Array:
+    """Values as a dask array; those of this process are cut into chunks."""
     if hasattr(values, "to_dask_array"):
         values = values.to_dask_array()
     if not isinstance(values, da.Array):
-        values = da.from_array(np.asarray(values), chunks=-1)
+        values = da.from_array(np.asarray(values), chunks=chunks)
     array: da.Array = values
     return array
 

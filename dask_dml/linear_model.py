@@ -21,6 +21,7 @@ from dask_dml.estimator import (
     MODEL_FORMAT,
     LinearEstimator,
     Setting,
+    as_dask,
     as_dataset,
     is_dataset,
     is_number,
@@ -241,10 +242,10 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         if not (is_dataset(X) or is_dask_collection(X)):
             return super().score(X, y, sample_weight)
         predicted = self.predict(X)
-        hit = (predicted == _like(y, predicted)).astype(np.float64)
+        hit = (predicted == as_dask(y, predicted.chunks)).astype(np.float64)
         if sample_weight is None:
             return hit.mean()
-        weight = _like(sample_weight, predicted)
+        weight = as_dask(sample_weight, predicted.chunks)
         return (hit * weight).sum() / weight.sum()
 
     def _fitted_classes(self) -> NDArray[Any]:
@@ -254,11 +255,6 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
     def _loss(self) -> LogisticLoss | MultinomialLoss:
         n_classes = len(self._fitted_classes())
         return LogisticLoss() if n_classes == 2 else MultinomialLoss(n_classes)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 class _LeastSquares(RegressorMixin, LinearEstimator):
@@ -305,17 +301,12 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
         if not (is_dataset(X) or is_dask_collection(X)):
             return super().score(X, y, sample_weight)
         predicted = self.predict(X)
-        y = _like(y, predicted)
+        y = as_dask(y, predicted.chunks)
         weight = da.ones_like(y, dtype=np.float64) if sample_weight is None else sample_weight
-        weight = _like(weight, predicted)
+        weight = as_dask(weight, predicted.chunks)
         mean = (weight * y).sum() / weight.sum()
         left = (weight * (y - predicted) ** 2).sum()
         return 1.0 - left / (weight * (y - mean) ** 2).sum()
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
 
 
 class LinearRegression(_LeastSquares):
@@ -502,13 +493,3 @@ def _scored(X: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         y = X.y if y is None else y
         sample_weight = X.sample_weight if sample_weight is None else sample_weight
     return X, y, sample_weight
-
-
-def _like(values: Any, column: da.Array) -> da.Array:
-    """Values as a dask array cut like a column."""
-    if hasattr(values, "to_dask_array"):
-        values = values.to_dask_array()
-    if not isinstance(values, da.Array):
-        values = da.from_array(np.asarray(values), chunks=column.chunks)
-    array: da.Array = values
-    return array

@@ -147,6 +147,11 @@ def as_column(values: Any, argument: str, n_rows: int) -> Column:
     return Column(array, name if isinstance(name, str) else None, is_local)
 
 
+def made_up_names(n_columns: int) -> list[str]:
+    """Names of columns that have none."""
+    return [f"x{j}" for j in range(n_columns)]
+
+
 def with_known_chunks(array: da.Array) -> da.Array:
     """Return the array with all chunk sizes known, computing the lengths if need be."""
     if not np.isnan(np.sum([np.sum(c) for c in array.chunks])):
@@ -194,7 +199,7 @@ def feature_names_of(given: Sequence[str] | None, matrix: Matrix) -> list[str]:
     n_columns = matrix.shape[1]
     names: list[Any] | None = list(given) if given is not None else matrix.names
     if names is None:
-        return [f"x{j}" for j in range(n_columns)]
+        return made_up_names(n_columns)
     if len(names) != n_columns:
         raise DataError(f"feature_names has {len(names)} names and X has {n_columns} columns")
     odd = [name for name in names if not isinstance(name, str)]

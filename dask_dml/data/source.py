@@ -20,7 +20,7 @@ from dask.delayed import Delayed
 from dask.optimization import cull
 from numpy.typing import NDArray
 
-from dask_dml.data.inputs import with_known_chunks
+from dask_dml.data.inputs import made_up_names, with_known_chunks
 from dask_dml.errors import DataError
 
 
@@ -241,7 +241,7 @@ def dask_source(
             column.rechunk((X.chunks[0],)) if column.chunks[0] != X.chunks[0] else column
         )
     if feature_names is None:
-        feature_names = tuple(f"x{j}" for j in range(X.shape[1]))
+        feature_names = tuple(made_up_names(X.shape[1]))
     if math.prod(X.shape) == 0:
         raise DataError(f"X has shape {X.shape}: at least one row and one column are needed")
     return DaskSource(X, aligned["y"], aligned.get("sample_weight"), feature_names)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import uuid
 
+import boto3
 import pytest
+import s3fs
 from distributed import Client, LocalCluster
+from moto.server import ThreadedMotoServer
 
 import dask_dml as dml
 from dask_dml.linear_model import LogisticRegression
@@ -14,10 +17,6 @@ from dask_dml.linear_model import LogisticRegression
 @pytest.fixture
 def bucket(monkeypatch):
     """An empty bucket on an S3 server of this process; its whereabouts in the environment."""
-    boto3 = pytest.importorskip("boto3")
-    s3fs = pytest.importorskip("s3fs")
-    from moto.server import ThreadedMotoServer
-
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
