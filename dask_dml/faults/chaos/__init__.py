@@ -1,0 +1,1 @@
+"""Faults on purpose: seeded schedules against real clusters."""
