@@ -113,8 +113,8 @@ class FaultPolicy:
         if self.confirm_s > self.unreachable_s:
             raise ValueError(
                 f"FaultPolicy(confirm_s={self.confirm_s}, unreachable_s={self.unreachable_s}): a "
-                "worker that is seen stopped is surer to be dead than one that nobody can reach, so "
-                "that confirm_s must not be larger"
+                "worker that is seen stopped is surer to be dead than one that nobody can reach: "
+                "make confirm_s the smaller one"
             )
         if self.heartbeat_s >= self.confirm_s:
             raise ValueError(
@@ -138,10 +138,10 @@ class FaultPolicy:
         return f"FaultPolicy({name}=...) must be {expected}, got {getattr(self, name)!r}"
 
     def most_patient(self, other: FaultPolicy) -> FaultPolicy:
-        """Combine the policies of two fits on one cluster: nobody's workers go sooner than they said.
+        """Combine the policies of two fits on one cluster: no worker goes sooner than either says.
 
         Of each threshold the more patient one is taken; the predictor is that of this policy.
-        """  # noqa: D205
+        """
         patient = {
             field.name: max(getattr(self, field.name), getattr(other, field.name))
             for field in fields(self)
