@@ -381,7 +381,7 @@ class FitProgress:
             run = event.run
             self._say(f"{run.solver}: {run.n_rows:,} rows in {run.n_blocks} blocks")
         elif isinstance(event, RoundEnded):
-            faults = "".join(f", {change.kind}" for change in event.result.changes)
+            faults = "".join(f", {fault.kind}" for fault in event.result.faults)
             self._say(
                 f"round {event.round}: objective {event.objective:.10g}, gap {event.gap:.1e}, "
                 f"{event.result.seconds:.2f} s{faults}"

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import pandas as pd
 
+from dask_dml.faults import FaultEvent
 from dask_dml.objective import Statistics
-from dask_dml.runtime.core import Event, FitStarted, RoundEnded, RoundResult, WorkersChanged
+from dask_dml.runtime.core import Event, FitStarted, RoundEnded, RoundResult
 
 HISTORY_COLUMNS = {
     "round": np.int64,
@@ -46,9 +47,9 @@ class History:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, FitStarted):
-            self._note(event.survey.changes, -1)
+            self._note(event.survey.faults, -1)
         elif isinstance(event, RoundEnded):
-            self._note(event.result.changes, event.round)
+            self._note(event.result.faults, event.round)
             self.rows.append(
                 {
                     "round": event.round,
@@ -59,15 +60,16 @@ class History:
                     "bytes": event.result.nbytes,
                     "passes": event.passes,
                     "workers": len(event.result.busy_s),
-                    "faults": len(event.result.changes),
+                    "faults": len(event.result.faults),
                     "order": event.order,
                     "n_iter": event.n_iter,
                 }
             )
 
-    def _note(self, changes: tuple[WorkersChanged, ...], number: int) -> None:
-        for change in changes:
-            row = asdict(change)
+    def _note(self, faults: tuple[FaultEvent, ...], number: int) -> None:
+        for fault in faults:
+            row = asdict(fault)
+            del row["run"]
             when = pd.Timestamp(row.pop("time_s"), unit="s", tz="UTC")
             self.faults.append({"when": when, "round": number, **row})
 

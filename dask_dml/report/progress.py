@@ -38,8 +38,8 @@ class ProgressBar:
                 refresh=False,
             )
             self._bar.update()
-            if event.result.changes:
-                names = ", ".join(change.kind for change in event.result.changes)
+            if event.result.faults:
+                names = ", ".join(fault.kind for fault in event.result.faults)
                 self._bar.write(f"round {event.round}: {names}", file=sys.stderr)
         elif self._bar is not None and isinstance(event, FitEnded):
             self._bar.set_description_str(f"{event.run.solver}: {event.reason}", refresh=True)

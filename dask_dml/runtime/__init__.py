@@ -12,7 +12,6 @@ from dask_dml.runtime.core import (
     RoundEnded,
     RoundResult,
     RunSpec,
-    WorkersChanged,
     minimise,
 )
 from dask_dml.runtime.local import LocalExecutor
@@ -30,6 +29,5 @@ __all__ = [
     "RoundResult",
     "RunSpec",
     "Runtime",
-    "WorkersChanged",
     "minimise",
 ]

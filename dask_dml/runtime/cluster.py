@@ -30,9 +30,10 @@ from dask_dml.errors import (
     NoWorkersError,
     WorkerPackageError,
 )
+from dask_dml.faults import FaultEvent
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.survey import TargetEncoder
-from dask_dml.runtime.core import RoundResult, Stopwatch, WorkersChanged
+from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.placement import place, shards, shards_a_thread
 from dask_dml.runtime.shard import (
     Contribution,
@@ -438,7 +439,7 @@ class ClusterExecutor:
         if self._client.status == "running":
             self._client.cancel(futures)
 
-    def _adapt(self, seconds: float, kind: str, cut: Sequence[Shard]) -> tuple[WorkersChanged, ...]:
+    def _adapt(self, seconds: float, kind: str, cut: Sequence[Shard]) -> tuple[FaultEvent, ...]:
         """Notice workers that left or joined, and place the blocks anew."""
         earlier = self._rounds_s.setdefault(kind, [])
         extra_s = max(seconds - statistics.median(earlier), 0.0) if earlier else 0.0
@@ -460,9 +461,7 @@ class ClusterExecutor:
             evidence, n_again = made_again[worker]
             action = f"its {n_blocks} blocks placed anew; workers now: {len(self._threads)}"
             changes.append(
-                WorkersChanged(
-                    time.time(), "worker-lost", worker, evidence, action, extra_s, n_again
-                )
+                FaultEvent(time.time(), "worker-lost", worker, evidence, action, extra_s, n_again)
             )
         for worker in joined:
             n_blocks = sum(1 for at in self._placed.values() if at == worker)
@@ -470,7 +469,7 @@ class ClusterExecutor:
             if worker in misfits:
                 action = f"given nothing: its dask_dml is {misfits[worker]}, not {__version__}"
             changes.append(
-                WorkersChanged(
+                FaultEvent(
                     time.time(), "worker-joined", worker, "new with the scheduler", action, 0.0, 0
                 )
             )

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from dask_dml.errors import FitError
+from dask_dml.faults import FaultEvent
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
 from dask_dml.objective.blocks import single_threaded_blas
 from dask_dml.objective.survey import TargetEncoder
@@ -21,36 +22,6 @@ from dask_dml.solvers import Solver, SolverState
 
 T = TypeVar("T")
 S = TypeVar("S", bound=SolverState)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkersChanged:
-    """A worker left the cluster, or joined it.
-
-    Attributes
-    ----------
-    time_s : float
-        When it was noticed, seconds since the epoch.
-    kind : {"worker-lost", "worker-joined"}
-    worker : str
-        Address.
-    evidence : str
-        How it was noticed.
-    action : str
-        What was done.
-    cost_s : float
-        By how much the round took longer than the median of the rounds before it.
-    recomputed_blocks : int
-        Blocks that had to be made again.
-    """
-
-    time_s: float
-    kind: str
-    worker: str
-    evidence: str
-    action: str
-    cost_s: float
-    recomputed_blocks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +38,15 @@ class RoundResult(Generic[T]):
         Computing time of each worker.
     nbytes : int
         Bytes of request and answers that crossed between processes; 0 in one process.
-    changes : tuple of WorkersChanged
-        What was noticed of the workers in this round.
+    faults : tuple of FaultEvent
+        What happened to the workers in this round.
     """
 
     total: T
     seconds: float
     busy_s: dict[str, float]
     nbytes: int
-    changes: tuple[WorkersChanged, ...] = ()
+    faults: tuple[FaultEvent, ...] = ()
 
 
 class Executor(Protocol):

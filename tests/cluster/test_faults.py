@@ -57,7 +57,7 @@ def test_a_worker_killed_between_rounds(
 
     def listen(event):
         if isinstance(event, RoundEnded):
-            heard.extend((event.round, change.kind) for change in event.result.changes)
+            heard.extend((event.round, fault.kind) for fault in event.result.faults)
 
     callbacks = [listen, on_round(2, lambda: killed.append(kill()))]
     if kind == "numpy":

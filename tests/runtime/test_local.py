@@ -84,7 +84,7 @@ def test_threads_and_memory_do_not_show_in_the_bits(n_threads, memory_bytes, spa
         executor.close()
     assert result.seconds >= 0.0
     assert list(result.busy_s) == ["local"]
-    assert (result.nbytes, result.changes) == (0, ())
+    assert (result.nbytes, result.faults) == (0, ())
 
 
 @dataclass
