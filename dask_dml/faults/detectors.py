@@ -20,7 +20,7 @@ class PhiAccrual:
 
     Mean and variance are cumulative over the first `window` intervals and forget exponentially, at
     the rate of one in `window`, from there on: no list of intervals is kept. The nominal interval
-    counts as the first one seen, with a quarter of it as deviation. A burst (several heartbeats that
+    counts as the first one seen, with a quarter of it as deviation. A burst (heartbeats that have
     waited together) does not count as short intervals, and a gap counts as no more than what is
     acceptable: one long pause does not make the detector blind to the next.
 

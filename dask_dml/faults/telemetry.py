@@ -1,7 +1,7 @@
 """What a worker says of itself with each heartbeat, and the datagram that carries it.
 
-A datagram has a fixed form: four bytes that name form and version, the worker's id, a sequence
-number, the features as float32, and a keyed BLAKE2b code of eight bytes over all of it. Whoever does
+A datagram has a fixed form: four bytes that name form and version, the worker's id, a number that
+rises, the features as float32, and a keyed BLAKE2b code of eight bytes over all of it. Whoever does
 not hold the key can neither make one nor change one unnoticed; it hides nothing.
 """
 
