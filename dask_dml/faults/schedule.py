@@ -63,8 +63,8 @@ class Fault:
             raise ValueError(f"Fault(at_s={self.at_s}) must be finite and not negative")
         if not self.duration_s >= 0.0 or (math.isinf(self.duration_s) and self.kind != "hang"):
             raise ValueError(
-                f"Fault(kind={self.kind!r}, duration_s={self.duration_s}): a duration is not negative, "
-                "and only a hang may last for ever"
+                f"Fault(kind={self.kind!r}, duration_s={self.duration_s}): durations are not "
+                "negative, and only a hang may last for ever"
             )
         if self.target < 0:
             raise ValueError(f"Fault(target={self.target}) must be the number of a machine")
