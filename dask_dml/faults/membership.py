@@ -12,8 +12,8 @@ It is *suspect* when one of these holds:
 
 * phi, pause counted, reaches ``policy.phi`` (active);
 * its heartbeats are late or never came, and the direct probe and all probes through others failed
-  (passive); or two direct probes failed, whatever its heartbeats say (a partition one way, an event
-  loop that is held);
+  that were sent since its last sign of life (passive); or two direct probes failed, whatever its
+  heartbeats say (a partition one way, an event loop that is held);
 * its nanny sees its process stopped.
 
 It is *dead* when one of these holds, and evicted:
@@ -48,7 +48,7 @@ import numpy as np
 
 from dask_dml.faults.detectors import LocalPause, PhiAccrual, deviations_of
 from dask_dml.faults.policy import FaultPolicy
-from dask_dml.faults.telemetry import PREDICTOR_FEATURES, Telemetry
+from dask_dml.faults.telemetry import PREDICTOR_FEATURES, Telemetry, feature_matrix
 
 TICK_S = 0.25
 
@@ -179,7 +179,7 @@ class _Worker:
         self.detector = detector
         self.has_nanny = has_nanny
         self.joined_s = now_s
-        self.telemetry: Telemetry | None = None
+        self.telemetry: Telemetry | bytes | None = None
         self.strikes = 0
         self.is_suspect = False
         self.is_dead = False
@@ -203,8 +203,13 @@ class _Worker:
         self.pinged_s = -math.inf
         self.ask_s = -math.inf
         self.asked_s = -math.inf
-        self.view: str | None = None
+        self.view: ProcessView | None = None
         self.viewed_s = -math.inf
+
+    @property
+    def state(self) -> str:
+        """What its nanny saw last; empty where there is no view."""
+        return self.view.state if self.view is not None else ""
 
     @property
     def was_heard(self) -> bool:
@@ -313,8 +318,8 @@ class Membership:
             self._set_interval()
         return []
 
-    def heard(self, worker: str, now_s: float, telemetry: Telemetry | None) -> list[Action]:
-        """An authentic heartbeat came, with or without telemetry."""
+    def heard(self, worker: str, now_s: float, telemetry: Telemetry | bytes | None) -> list[Action]:
+        """An authentic heartbeat came; its telemetry may be left packed, or be missing."""
         known = self._workers.get(worker)
         if known is None:
             return []
@@ -370,11 +375,11 @@ class Membership:
         if known is None or known.is_dead:
             return []
         time_s = self._clock.time_s(now_s)
-        known.view = view.state if view.is_same else "unreachable"
+        known.view = view if view.is_same else ProcessView("unreachable")
         known.viewed_s = time_s
-        if known.view == "gone":
+        if known.view.state == "gone":
             return self._evicted(known, "its nanny says that the process is gone")
-        if known.view != "stopped":
+        if known.view.state != "stopped":
             return []
         known.is_watched = True
         actions = self._suspected(known, time_s)
@@ -454,28 +459,29 @@ class Membership:
             return []
         detector = known.detector
         silence_s = time_s - known.sign_s
-        evidence = ""
-        if known.view == "stopped":
-            evidence = f"its nanny sees the process stopped, silent for {silence_s:.1f} s"
+        is_silent = known.is_blocked or self._is_late(known, time_s)
+        if known.state == "stopped":
+            evidence = "its nanny sees the process stopped"
         elif known.failures >= 2:
-            evidence = f"{known.failures} direct probes failed, silent for {silence_s:.1f} s"
+            evidence = f"{known.failures} direct probes failed"
         elif (
             known.failures
-            and 0 < known.relays_asked <= known.relays_failed
-            and (known.is_blocked or self._is_late(known, time_s))
+            and is_silent
+            and known.asked_s > known.sign_s
+            and known.relays_failed >= known.relays_asked
         ):
-            evidence = (
-                f"the direct probe and {known.relays_failed} through other workers failed, "
-                f"silent for {silence_s:.1f} s"
-            )
+            evidence = f"the direct probe and {known.relays_failed} through other workers failed"
         elif (
             known.was_heard
             and not known.is_blocked
             and silence_s >= detector.silence_s(self._deviations)
         ):
-            evidence = f"silent for {silence_s:.1f} s, phi {detector.phi_of(silence_s):.1f}"
-        if not evidence:
+            evidence = f"phi {detector.phi_of(silence_s):.1f}"
+        else:
             return []
+        evidence += f", silent for {silence_s:.1f} s"
+        if known.view is not None and known.viewed_s > known.sign_s:
+            evidence += f", seen {known.view.state} with {known.view.cpu_share:.2f} CPU"
         known.is_suspect = known.is_watched = True
         known.suspected_s = time_s
         return [Suspect(known.address, evidence)]
@@ -488,7 +494,7 @@ class Membership:
             return []
         is_heard = heard_s >= known.suspected_s
         is_answering = known.answered_s >= known.suspected_s
-        is_undisputed = not known.failures and known.view != "stopped"
+        is_undisputed = not known.failures and known.state != "stopped"
         if is_heard and (is_answering or is_undisputed):
             evidence = "heard again"
         elif is_answering and known.answers >= 2:
@@ -509,7 +515,7 @@ class Membership:
         if max(silence_s, unreached_s) < limit_s:
             return []
         fresh_s = time_s - 3 * self._ask_every_s - self._policy.probe_s
-        if known.view not in (None, "unreachable") and known.viewed_s >= fresh_s:
+        if known.state not in ("", "unreachable") and known.viewed_s >= fresh_s:
             return []
         spoke_s = time_s - self._interval_s - self._policy.pause_s - self._policy.probe_s
         if not any(
@@ -600,10 +606,7 @@ class Membership:
         probabilities = predictor.probabilities(self._features(judged)[1])
         doomed = []
         for known, probability in zip(judged, probabilities.tolist(), strict=True):
-            if probability < self._policy.loss_probability:
-                known.strikes = 0
-                continue
-            known.strikes += 1
+            known.strikes = known.strikes + 1 if probability >= self._policy.loss_probability else 0
             if known.strikes >= 2:
                 doomed.append((probability, known))
         doomed.sort(key=lambda pair: -pair[0])
@@ -618,7 +621,7 @@ class Membership:
 
     def _features(self, workers: Sequence[_Worker]) -> tuple[tuple[str, ...], np.ndarray]:
         features = np.empty((len(workers), len(PREDICTOR_FEATURES)))
-        features[:, :-1] = [w.telemetry for w in workers]
+        features[:, :-1] = feature_matrix(w.telemetry for w in workers if w.telemetry is not None)
         features[:, -1] = [w.detector.jitter_s / self._interval_s for w in workers]
         return tuple(w.address for w in workers), features
 
