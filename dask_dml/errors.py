@@ -10,10 +10,12 @@ already catch for the same mistake, the exception is that too::
     ├── StoreError                        a Zarr store that cannot be used
     │   ├── StoreExistsError (FileExistsError)
     │   ├── StoreFormatError (ValueError)     missing, foreign, half-written or of another version
+    │   │   └── StoreVersionError             of another version
     │   └── CorruptChunkError (OSError)       bytes that are not those that were written
     ├── ClusterError (RuntimeError)       a cluster that cannot run a fit
     │   ├── NoWorkersError
     │   └── WorkerPackageError
+    ├── StaleRunError (RuntimeError)      a message of a run that is over, or of another one
     └── FitError (RuntimeError)           a fit that was under way and could not go on
 """
 
@@ -48,6 +50,10 @@ class StoreFormatError(StoreError, ValueError):
     """A store that is missing, foreign, half-written or of another version."""
 
 
+class StoreVersionError(StoreFormatError):
+    """A store that another version wrote, and that this one does not read."""
+
+
 class CorruptChunkError(StoreError, OSError):
     """A chunk whose bytes are not those that were written."""
 
@@ -62,6 +68,10 @@ class NoWorkersError(ClusterError):
 
 class WorkerPackageError(ClusterError):
     """Workers on which dask_dml is missing or of another version."""
+
+
+class StaleRunError(DaskDMLError, RuntimeError):
+    """A message of a run that is over, or of another one than it was sent to."""
 
 
 class FitError(DaskDMLError, RuntimeError):
