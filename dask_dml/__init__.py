@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from dask_dml import errors
     from dask_dml.data import Dataset, ingest, open_dataset, write_dataset
     from dask_dml.faults import FaultPolicy
+    from dask_dml.faults.checkpoint import Checkpoint
     from dask_dml.linear_model import load_model
     from dask_dml.report import ProgressBar
     from dask_dml.runtime import Runtime
 
 __all__ = [
+    "Checkpoint",
     "Dataset",
     "FaultPolicy",
     "ProgressBar",
@@ -30,6 +32,7 @@ __all__ = [
 
 # Loaded at their first use: Dask imports the package with every command of its own.
 _MODULES = {
+    "Checkpoint": "faults.checkpoint",
     "Dataset": "data",
     "FaultPolicy": "faults",
     "ProgressBar": "report",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import dask.array as da
@@ -25,12 +27,13 @@ from dask_dml.data.inputs import made_up_names
 from dask_dml.data.layout import choose_grid
 from dask_dml.data.source import ArraySource, Source, dask_source
 from dask_dml.errors import DataError, IncompatibleError
+from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper, identity
 from dask_dml.objective import Problem, Survey, TargetKind
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
-from dask_dml.runtime import Listener, Outcome, RunSpec, Runtime, minimise
+from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.cluster import new_run_id
 from dask_dml.runtime.sample import sample_share, start_from_sample
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
@@ -86,6 +89,7 @@ class LinearEstimator(BaseEstimator):
     fit_intercept: bool
     warm_start: bool
     runtime: Runtime | None
+    checkpoint: Checkpoint | str | Path | None
     callbacks: Sequence[Listener]
 
     _target_kind: TargetKind
@@ -111,16 +115,19 @@ class LinearEstimator(BaseEstimator):
         DataError
             If the data cannot be fitted; the message names the block and the column.
         IncompatibleError
-            If arguments do not go together; raised before any data is read.
+            If arguments do not go together; raised before any data is read. If the checkpoint
+            there is that of another fit.
         ClusterError
             If the cluster cannot run a fit.
         FitError
             If a fit under way could not go on.
+        StoreError
+            If checkpoints cannot be written, or the one there is of another version.
         """
         self._check_arguments()
         source, names = self._source(X, y, sample_weight)
         history = History()
-        setting, outcome = self._run(source, [history, *default_progress(), *self.callbacks])
+        setting, outcome = self._run(source, history)
         state = outcome.state
         self.n_features_in_ = len(source.feature_names)
         if names is not None:
@@ -143,40 +150,74 @@ class LinearEstimator(BaseEstimator):
             )
         return self
 
-    def _run(self, source: Source, listeners: Sequence[Listener]) -> tuple[Setting, Outcome]:
+    def _run(self, source: Source, history: History) -> tuple[Setting, Outcome]:
         """Survey the rows, say what is minimised, and minimise it."""
         run_id = new_run_id()
+        keeper = self._keeper(source, run_id, history)
         runtime = Runtime() if self.runtime is None else self.runtime
         executor = runtime.executor(source, run_id)
         try:
-            share = sample_share(
-                sum(source.row_chunks), len(source.feature_names), source.row_nbytes
-            )
-            survey = executor.survey(self._target_kind, share)
-            _check_survey(survey.total)
-            setting = self._setting(survey.total)
-            executor.encode(setting.encoder)
-            start, passes = setting.start, 1.0
-            if share and setting.problem.loss.self_concordance and not self._is_warm():
-                start, spent = start_from_sample(setting.problem, setting.encoder, survey)
-                passes += spent
-            solver = self._solver(setting.problem)
-            run = RunSpec(
-                run_id,
-                solver.name,
-                type(setting.problem.loss).__name__,
-                survey.total.n_rows,
-                len(source.feature_names),
-                len(source.row_chunks),
-                self.max_iter,
-                self.tol,
-            )
-            outcome = minimise(
-                setting.problem, solver, start, executor, run, survey, listeners, passes
-            )
+            with nullcontext() if keeper is None else keeper:
+                return self._minimise(source, executor, run_id, keeper, history)
         finally:
             executor.close()
+
+    def _minimise(
+        self,
+        source: Source,
+        executor: Executor,
+        run_id: str,
+        keeper: CheckpointKeeper | None,
+        history: History,
+    ) -> tuple[Setting, Outcome]:
+        is_fresh = keeper is None or not keeper.resumes
+        share = sample_share(sum(source.row_chunks), len(source.feature_names), source.row_nbytes)
+        survey = executor.survey(self._target_kind, share if is_fresh else 0.0)
+        _check_survey(survey.total)
+        if keeper is not None:
+            keeper.check_data(survey.total)
+        setting = self._setting(survey.total)
+        executor.encode(setting.encoder)
+        start, passes = setting.start, 1.0
+        is_warm = self._is_warm()
+        if is_fresh and share and setting.problem.loss.self_concordance and not is_warm:
+            start, spent = start_from_sample(setting.problem, setting.encoder, survey)
+            passes += spent
+        solver = self._solver(setting.problem)
+        run = RunSpec(
+            run_id,
+            solver.name,
+            type(setting.problem.loss).__name__,
+            survey.total.n_rows,
+            len(source.feature_names),
+            len(source.row_chunks),
+            self.max_iter,
+            self.tol,
+        )
+        listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
+        outcome = minimise(
+            setting.problem, solver, start, executor, run, survey, listeners, passes, keeper
+        )
         return setting, outcome
+
+    def _keeper(self, source: Source, run_id: str, history: History) -> CheckpointKeeper | None:
+        if self.checkpoint is None:
+            return None
+        checkpoint = self.checkpoint
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint(checkpoint)
+        fit = identity(
+            type(self).__name__, self._plain_params(), source.row_chunks, source.feature_names
+        )
+        return CheckpointKeeper(checkpoint, fit, run_id, history)
+
+    def _plain_params(self) -> dict[str, Any]:
+        """The arguments that have a say in the result, as JSON holds them."""
+        return {
+            name: _plain(name, value)
+            for name, value in self.get_params(deep=False).items()
+            if name not in ("runtime", "checkpoint", "callbacks")
+        }
 
     def save(self, store: Any, overwrite: bool = False) -> None:
         """Write the fitted model to a Zarr store, without pickle.
@@ -203,11 +244,7 @@ class LinearEstimator(BaseEstimator):
             "format": MODEL_FORMAT,
             "kind": "model",
             "estimator": type(self).__name__,
-            "parameters": {
-                name: _plain(name, value)
-                for name, value in self.get_params(deep=False).items()
-                if name not in ("runtime", "callbacks")
-            },
+            "parameters": self._plain_params(),
             "n_features": int(self.n_features_in_),
             "feature_names": None if names is None else [str(name) for name in names],
             "classes": _classes_as_json(getattr(self, "classes_", None)),
@@ -262,6 +299,11 @@ class LinearEstimator(BaseEstimator):
             raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
         if not (is_number(self.max_iter) and self.max_iter >= 1 and self.max_iter % 1 == 0):
             raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
+        if not isinstance(self.checkpoint, Checkpoint | str | Path | None):
+            raise TypeError(
+                f"{name}(checkpoint=...) must be a path, a URL, a dask_dml.Checkpoint or None, got "
+                f"{self.checkpoint!r}"
+            )
 
     def _source(self, X: Any, y: Any, sample_weight: Any) -> tuple[Source, tuple[str, ...] | None]:
         """The rows as a source, and the names of the columns where they have any."""
@@ -457,12 +499,13 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {"items": [[_plain(name, k), _plain(name, v)] for k, v in value.items()]}
+        items = sorted(value.items(), key=repr)
+        return {"items": [[_plain(name, k), _plain(name, v)] for k, v in items]}
     if isinstance(value, float) and not np.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"the parameter {name}={value!r} cannot be written to a model store")
+    raise TypeError(f"the parameter {name}={value!r} cannot be written to a store")
 
 
 def plain_value(value: Any) -> Any:

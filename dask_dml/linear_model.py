@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -27,6 +28,7 @@ from dask_dml.estimator import (
     is_number,
     plain_value,
 )
+from dask_dml.faults.checkpoint import Checkpoint
 from dask_dml.objective import (
     L2Penalty,
     LogisticLoss,
@@ -65,9 +67,12 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
     max_iter : int
         Most iterations.
     warm_start : bool
-        Start from the coefficients of the last fit.
+        Start from the coefficients of the last fit, unless there is a checkpoint to go on from.
     runtime : Runtime or None
         Where to run; None is the current Dask client if there is one, otherwise this process.
+    checkpoint : Checkpoint, path, URL or None
+        Where to keep checkpoints; a fit that was interrupted goes on from there when it is called
+        again in the same way, and ends with the bits of one that was not.
     callbacks : sequence of callable
         Each is called with every event of the fit.
 
@@ -116,6 +121,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         max_iter: int = 100,
         warm_start: bool = False,
         runtime: Runtime | None = None,
+        checkpoint: Checkpoint | str | Path | None = None,
         callbacks: Sequence[Listener] = (),
     ) -> None:
         self.C = C
@@ -127,6 +133,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         self.max_iter = max_iter
         self.warm_start = warm_start
         self.runtime = runtime
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _check_arguments(self) -> None:
@@ -326,6 +333,7 @@ class LinearRegression(_LeastSquares):
     max_iter : int
     warm_start : bool
     runtime : Runtime or None
+    checkpoint : Checkpoint, path, URL or None
     callbacks : sequence of callable
 
     Attributes
@@ -353,6 +361,7 @@ class LinearRegression(_LeastSquares):
         max_iter: int = 100,
         warm_start: bool = False,
         runtime: Runtime | None = None,
+        checkpoint: Checkpoint | str | Path | None = None,
         callbacks: Sequence[Listener] = (),
     ) -> None:
         self.fit_intercept = fit_intercept
@@ -361,6 +370,7 @@ class LinearRegression(_LeastSquares):
         self.max_iter = max_iter
         self.warm_start = warm_start
         self.runtime = runtime
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _penalty(self) -> L2Penalty:
@@ -377,7 +387,7 @@ class Ridge(_LeastSquares):
     ----------
     alpha : float
         Strength of the penalty, not negative.
-    fit_intercept, tol, solver, max_iter, warm_start, runtime, callbacks
+    fit_intercept, tol, solver, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
 
     Attributes
@@ -406,6 +416,7 @@ class Ridge(_LeastSquares):
         max_iter: int = 100,
         warm_start: bool = False,
         runtime: Runtime | None = None,
+        checkpoint: Checkpoint | str | Path | None = None,
         callbacks: Sequence[Listener] = (),
     ) -> None:
         self.alpha = alpha
@@ -415,6 +426,7 @@ class Ridge(_LeastSquares):
         self.max_iter = max_iter
         self.warm_start = warm_start
         self.runtime = runtime
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
 
     def _check_arguments(self) -> None:
@@ -441,7 +453,7 @@ def load_model(store: Any) -> Any:
     Returns
     -------
     estimator
-        Fitted, of the class that was saved; its runtime and callbacks are the defaults.
+        Fitted, of the class that was saved; its runtime, checkpoint and callbacks are the defaults.
 
     Raises
     ------

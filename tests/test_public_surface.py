@@ -17,7 +17,9 @@ from dask_dml import errors
 ROOT = Path(__file__).resolve().parent.parent
 
 PUBLIC = {
+    "Checkpoint",
     "Dataset",
+    "FaultPolicy",
     "ProgressBar",
     "Runtime",
     "__version__",

@@ -34,6 +34,7 @@ from dask_dml.errors import (
     StoreError,
     StoreExistsError,
     StoreFormatError,
+    StoreVersionError,
 )
 
 FORMAT = 1
@@ -106,6 +107,38 @@ def load_arrays(store: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         values = read_whole(open_array(group, name, place.url), name, place.url)
         arrays[name] = values.astype(np.dtype(dtype))
     return arrays, attributes
+
+
+def list_names(store: Any) -> list[str]:
+    """Names of what stands directly in a folder or under a URL; empty where nothing does.
+
+    Raises
+    ------
+    StoreError
+        If it is a file, or cannot be reached.
+    """
+    place = find_place(store)
+    if place.folder is not None and place.folder.is_file():
+        raise StoreError(f"{place.url} is a file, and a folder is needed: choose another name")
+
+    if isinstance(place.store, FsspecStore):
+        place.store.fs.invalidate_cache()  # others may have written since
+
+    async def listed() -> list[str]:
+        return [name async for name in place.store.list_dir(place.path)]
+
+    return sorted(set(sync(listed())))
+
+
+def remove_store(store: Any) -> None:
+    """Remove a store and all that is in it, so that it never opens half removed."""
+    place = find_place(store)
+    if place.folder is None:
+        sync(_clear(place))
+        return
+    aside = place.folder.with_name(f".{place.folder.name}.{uuid.uuid4().hex}.old")
+    place.folder.rename(aside)
+    rmtree(aside)
 
 
 @dataclass(frozen=True)
@@ -411,7 +444,7 @@ def open_group(place: Place, kind: str) -> tuple[Group, dict[str, Any]]:
     if not isinstance(manifest.get("format"), int):
         raise StoreFormatError(f"the manifest of {url} is damaged: it has no format number")
     if manifest["format"] > FORMAT:
-        raise StoreFormatError(
+        raise StoreVersionError(
             f"{url} has format {manifest['format']}, and this dask_dml reads up to {FORMAT}: "
             "install a newer dask_dml"
         )

@@ -47,7 +47,7 @@ class History:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, FitStarted):
-            self._note(event.survey.faults, -1)
+            self._note(event.survey.faults, event.first_round - 1)
         elif isinstance(event, RoundEnded):
             self._note(event.result.faults, event.round)
             self.rows.append(

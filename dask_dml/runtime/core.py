@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from dask_dml.errors import FitError
 from dask_dml.faults import FaultEvent
+from dask_dml.faults.checkpoint import CheckpointKeeper, Progress
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
 from dask_dml.objective.blocks import single_threaded_blas
 from dask_dml.objective.survey import TargetEncoder
@@ -100,10 +101,20 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class FitStarted:
-    """A fit begins its rounds; `survey` is what the pass before them found."""
+    """A fit begins its rounds.
+
+    Attributes
+    ----------
+    run : RunSpec
+    survey : RoundResult of Survey
+        What the pass before the rounds found.
+    first_round : int
+        0, or the next one after those of a checkpoint.
+    """
 
     run: RunSpec
     survey: RoundResult[Survey]
+    first_round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,7 @@ def minimise(
     survey: RoundResult[Survey],
     listeners: Sequence[Listener],
     passes: float = 1.0,
+    keeper: CheckpointKeeper | None = None,
 ) -> Outcome:
     """Run rounds until the solver has a reason to stop.
 
@@ -185,6 +197,8 @@ def minimise(
         Each is called with every event, in this thread. An exception of theirs ends the fit.
     passes : float
         Passes over the full data that came before, that of the survey included.
+    keeper : CheckpointKeeper, optional
+        Writes the rounds' checkpoints; where it has found one, rounds go on from there.
 
     Returns
     -------
@@ -194,16 +208,23 @@ def minimise(
     ------
     FitError
         If blocks could not be evaluated, or the objective is not finite at the first point.
+    IncompatibleError
+        If the checkpoint that was found is that of other data.
     """
 
     def emit(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    emit(FitStarted(run, survey))
     with single_threaded_blas():
         state = solver.start(start)
     n_rounds = 0
+    if keeper is not None and (progress := keeper.restored(solver)) is not None:
+        survey = _verified(problem, executor, run, survey, keeper, progress)
+        state, n_rounds = progress.state, progress.n_rounds
+        # Those of the run before, and one for the check; `n_rounds` are among them.
+        passes += progress.passes + 1.0 - n_rounds
+    emit(FitStarted(run, survey, n_rounds))
     while not state.reason:
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
@@ -221,6 +242,17 @@ def minimise(
                 )
             state = solver.tell(state, evaluation)
         n_rounds += 1
+        if keeper is not None:
+            keeper.note(
+                Progress(
+                    state,
+                    n_rounds,
+                    passes + n_rounds,
+                    ask.point,
+                    evaluation.value,
+                    evaluation.gradient,
+                )
+            )
         emit(
             RoundEnded(
                 run=run,
@@ -233,8 +265,27 @@ def minimise(
                 result=result,
             )
         )
+        if keeper is not None:
+            keeper.write_if_due()
     emit(FitEnded(run, state.reason, state.gap))
     return Outcome(state, passes + n_rounds)
+
+
+def _verified(
+    problem: Problem,
+    executor: Executor,
+    run: RunSpec,
+    survey: RoundResult[Survey],
+    keeper: CheckpointKeeper,
+    progress: Progress[S],
+) -> RoundResult[Survey]:
+    """Evaluate a checkpoint's last point again; the survey, with what happened meanwhile."""
+    result = executor.evaluate(problem.request(progress.point, 1))
+    with single_threaded_blas():
+        evaluation = problem.evaluation(progress.point, result.total)
+    cost_s = survey.seconds + result.seconds
+    event = keeper.verified(progress, evaluation, time.time(), cost_s)
+    return replace(survey, faults=(*survey.faults, *result.faults, event))
 
 
 @dataclass

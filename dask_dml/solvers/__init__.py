@@ -1,9 +1,19 @@
 """How it is minimised: solvers that are asked what they want to know, and are told."""
 
-from dask_dml.solvers.core import Ask, Goal, Solver, SolverState
+from dask_dml.solvers.core import Ask, Goal, Solver, SolverState, StoredState
 from dask_dml.solvers.first_order import GradientDescent
 from dask_dml.solvers.lbfgs import LBFGS
 from dask_dml.solvers.newton import Newton
 from dask_dml.solvers.relay import Relay
 
-__all__ = ["LBFGS", "Ask", "Goal", "GradientDescent", "Newton", "Relay", "Solver", "SolverState"]
+__all__ = [
+    "LBFGS",
+    "Ask",
+    "Goal",
+    "GradientDescent",
+    "Newton",
+    "Relay",
+    "Solver",
+    "SolverState",
+    "StoredState",
+]

@@ -8,8 +8,9 @@ rounds and read back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import scipy.linalg
@@ -125,6 +126,43 @@ class Solver(Protocol[S]):
         """State after the point that was asked for has been evaluated."""
         ...
 
+    def restore(self, stored: StoredState) -> S:
+        """The state of which `state_arrays` and `state_reasons` were kept, to the same bits."""
+        ...
+
+
+class StoredState(NamedTuple):
+    """A state as plain data, by the names of its fields.
+
+    Those of a state within a state have names such as ``first/point``.
+
+    Attributes
+    ----------
+    arrays : dict of str to ndarray
+        See `state_arrays`.
+    reasons : dict of str to str
+        See `state_reasons`.
+    """
+
+    arrays: Mapping[str, Array]
+    reasons: Mapping[str, str]
+
+    def part(self, name: str) -> StoredState | None:
+        """The state that is within this one under a name; None where there is none."""
+        start = f"{name}/"
+        arrays = {k.removeprefix(start): a for k, a in self.arrays.items() if k.startswith(start)}
+        reasons = {k.removeprefix(start): r for k, r in self.reasons.items() if k.startswith(start)}
+        return StoredState(arrays, reasons) if arrays else None
+
+    def restored(self, kind: type[S]) -> S:
+        """The state, apart from those within it."""
+        own: dict[str, Any] = {
+            name: array if array.ndim else array.item()
+            for name, array in self.arrays.items()
+            if "/" not in name
+        }
+        return kind(**own, reason=self.reasons["reason"])
+
 
 def state_arrays(state: SolverState) -> dict[str, Array]:
     """A state without its reason as named numeric arrays, for storing it without pickle.
@@ -139,6 +177,16 @@ def state_arrays(state: SolverState) -> dict[str, Array]:
         elif field.name != "reason" and value is not None:
             arrays[field.name] = np.asarray(value)
     return arrays
+
+
+def state_reasons(state: SolverState) -> dict[str, str]:
+    """The reasons of a state and of those within it, named as by `state_arrays`."""
+    reasons = {"reason": state.reason}
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, SolverState):
+            reasons |= {f"{field.name}/{name}": r for name, r in state_reasons(value).items()}
+    return reasons
 
 
 class NewtonStep(NamedTuple):

@@ -15,6 +15,7 @@ from dask_dml.solvers.core import (
     Ask,
     Goal,
     SolverState,
+    StoredState,
     gradient_gap,
     is_descent,
     is_negligible,
@@ -72,6 +73,10 @@ class GradientDescent:
     def ask(self, state: GradientDescentState) -> Ask:
         """The next trial point."""
         return Ask(state.point - state.step * state.gradient, 1)
+
+    def restore(self, stored: StoredState) -> GradientDescentState:
+        """The state that was stored."""
+        return stored.restored(GradientDescentState)
 
     def tell(self, state: GradientDescentState, evaluation: Evaluation) -> GradientDescentState:
         """Accept the trial and choose the next step, or shorten the step."""

@@ -15,6 +15,7 @@ from dask_dml.solvers.core import (
     Ask,
     Goal,
     SolverState,
+    StoredState,
     gradient_gap,
     is_descent,
     is_negligible,
@@ -85,6 +86,10 @@ class LBFGS:
     def ask(self, state: LBFGSState) -> Ask:
         """The next trial point."""
         return Ask(state.point + state.step * state.direction, 1)
+
+    def restore(self, stored: StoredState) -> LBFGSState:
+        """The state that was stored."""
+        return stored.restored(LBFGSState)
 
     def tell(self, state: LBFGSState, evaluation: Evaluation) -> LBFGSState:
         """Accept the trial and build the next direction, or narrow the bracket."""

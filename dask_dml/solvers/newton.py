@@ -15,6 +15,7 @@ from dask_dml.solvers.core import (
     Ask,
     Goal,
     SolverState,
+    StoredState,
     certified_finish,
     is_descent,
     is_negligible,
@@ -56,6 +57,10 @@ class Newton:
     def ask(self, state: NewtonState) -> Ask:
         """The next trial point, with its Hessian."""
         return Ask(state.point + state.step * state.direction, 2)
+
+    def restore(self, stored: StoredState) -> NewtonState:
+        """The state that was stored."""
+        return stored.restored(NewtonState)
 
     def tell(self, state: NewtonState, evaluation: Evaluation) -> NewtonState:
         """Accept the trial and turn to the next Newton step, or shorten the step."""

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation
-from dask_dml.solvers.core import CONVERGED, Ask, Solver, SolverState
+from dask_dml.solvers.core import CONVERGED, Ask, Solver, SolverState, StoredState
 
 A = TypeVar("A", bound=SolverState)
 B = TypeVar("B", bound=SolverState)
@@ -51,6 +51,22 @@ class Relay(Generic[A, B]):
         if state.second is None:
             return self.first.ask(state.first)
         return self.second.ask(state.second)
+
+    def restore(self, stored: StoredState) -> RelayState[A, B]:
+        """The state that was stored, with the states of both solvers."""
+        first, second = stored.part("first"), stored.part("second")
+        if first is None:
+            raise ValueError("Relay.restore(stored=...) needs the state of its first solver")
+        whole = stored.restored(SolverState)
+        return RelayState(
+            whole.point,
+            whole.value,
+            whole.gap,
+            whole.n_iter,
+            whole.reason,
+            self.first.restore(first),
+            None if second is None else self.second.restore(second),
+        )
 
     def tell(self, state: RelayState[A, B], evaluation: Evaluation) -> RelayState[A, B]:
         """Tell the solver that is at work, and hand over when the first has converged."""
