@@ -21,8 +21,8 @@ It is *dead* when one of these holds, and evicted:
 * its nanny says that its process is gone: at once;
 * its nanny sees its process stopped, and it has been silent for ``policy.confirm_s``;
 * its nanny does not answer, or it has none, probes fail, and either nothing was heard of it for
-  ``policy.unreachable_s`` or no direct probe was answered for so long. Not while nobody else is
-  heard either: then it is the watcher who is cut off.
+  ``policy.unreachable_s`` or no direct probe was answered for so long. Time in which nobody else
+  was heard either does not count: then it is the watcher who is cut off.
 
 Never while its nanny sees the process run, busy (it holds the GIL, or its event loop), swap, or
 traced by a debugger. Then it stays suspect until it speaks again, or until Dask's own limit.
@@ -248,6 +248,8 @@ class Membership:
         self._turn = 0
         self._turn_s = -math.inf
         self._predicted_s = -math.inf
+        # When nobody at all was heard last: the watcher itself may have been cut off until then.
+        self._cut_off_s = -math.inf
         self._ask_every_s = _ASK_S
         self._interval_s = policy.heartbeat_s
 
@@ -407,6 +409,9 @@ class Membership:
         time_s = self._clock.tick(now_s)
         soonest_s = time_s - self._interval_s - 0.1 * self._deviations
         late = [w for w in self._workers.values() if w.is_watched or w.detector.last_s < soonest_s]
+        heard_s = time_s - self._silence_s
+        if not any(w.sign_s > heard_s for w in self._workers.values() if not w.is_dead):
+            self._cut_off_s = time_s
         actions: list[Action] = []
         if late:
             late.sort(key=lambda worker: worker.asked_s)
@@ -510,16 +515,16 @@ class Membership:
     def _unreachable(self, known: _Worker, time_s: float) -> list[Action]:
         """Evict a suspect that neither it nor its nanny has answered for, for long."""
         limit_s = self._policy.unreachable_s
-        silence_s = time_s - max(known.sign_s, known.relayed_s)
-        unreached_s = time_s - known.failed_s
+        silence_s = time_s - max(known.sign_s, known.relayed_s, self._cut_off_s)
+        unreached_s = time_s - max(known.failed_s, self._cut_off_s)
         if max(silence_s, unreached_s) < limit_s:
             return []
         fresh_s = time_s - 3 * self._ask_every_s - self._policy.probe_s
         if known.state not in ("", "unreachable") and known.viewed_s >= fresh_s:
             return []
-        spoke_s = time_s - self._interval_s - self._policy.pause_s - self._policy.probe_s
+        heard_s = time_s - self._silence_s
         if not any(
-            other.sign_s > spoke_s
+            other.sign_s > heard_s
             for other in self._workers.values()
             if other is not known and not other.is_dead
         ):
@@ -535,6 +540,11 @@ class Membership:
         known.is_dead = True
         known.is_suspect = known.is_draining = False
         return [Evict(known.address, evidence)]
+
+    @property
+    def _silence_s(self) -> float:
+        """After so long without a sign of anybody, nobody is heard."""
+        return self._interval_s + self._policy.pause_s + self._policy.probe_s
 
     @property
     def _patience_s(self) -> float:
