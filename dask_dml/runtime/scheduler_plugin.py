@@ -20,10 +20,9 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from importlib import import_module
 from typing import Any
 
 from distributed import Scheduler, Status
@@ -48,8 +47,8 @@ from dask_dml.faults.membership import (
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.telemetry import COLUMNS
 from dask_dml.faults.timeline import TOPIC, FaultEvent
+from dask_dml.runtime.crew import Crew
 from dask_dml.runtime.receiver import Receiver
-from dask_dml.runtime.worker_plugin import HeartbeatPlugin, NannyWatch
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -61,11 +60,6 @@ LINGER_S = 30.0
 
 # Heartbeats are read so often; their times are exact to that, which is little against the interval.
 _READ_S = 0.05
-_EQUIP_S = 60.0
-_EQUIP_TIMES = 3
-_IMPORT = dumps((import_module, "dask_dml.runtime.worker_plugin"))
-# Workers that are equipped at the same time.
-_EQUIP_AT_ONCE = 32
 _LOOK_S = 2.0
 _RESTART_S = 60.0
 _RESTART_TIMES = 20
@@ -119,14 +113,17 @@ class FaultMonitor(SchedulerPlugin):
         self._scheduler = scheduler
         self._runs: dict[str, _Run] = {}
         self._policy = FaultPolicy()
-        self._interval_s = self._policy.heartbeat_s
         self._membership = Membership(self._policy)
-        self._key = secrets.token_bytes(32)
-        self._receiver = Receiver(self._key, _host(scheduler.address))
-        suffix = secrets.token_hex(4)
-        # Names of its own: what an earlier monitor still takes off the workers is not this one's.
-        self._heartbeat_name = f"dml-heartbeat-{suffix}"
-        self._nanny_name = f"dml-nanny-watch-{suffix}"
+        key, host = secrets.token_bytes(32), _host(scheduler.address)
+        self._receiver = Receiver(key, host)
+        self._crew = Crew(
+            scheduler,
+            secrets.token_hex(4),
+            host,
+            self._receiver.port,
+            key,
+            heartbeat_interval_s(self._policy, len(scheduler.workers)),
+        )
         self._removals: dict[str, _Removal] = {}
         self._closing: set[str] = set()
         self._leaving: dict[str, tuple[str, str]] = {}
@@ -137,17 +134,16 @@ class FaultMonitor(SchedulerPlugin):
         self._rows: deque[tuple[float, tuple[str, ...], Any]] = deque()
         self._n_rows = 0
         self._counts = dict.fromkeys(("suspected", "evicted", "drained", "recovered", "lost"), 0)
-        self._equipping = asyncio.Semaphore(_EQUIP_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._handlers = {name: getattr(self, name) for name in _HANDLERS}
         scheduler.handlers.update(self._handlers)
         for worker in scheduler.workers:
             self._join(worker)
-        self._watching = self._spawn(self._watch())
+        self._crew.spawn(self._watch())
         self._linger()
 
     async def before_close(self) -> None:
         """Stop: the scheduler ends."""
+        self._scheduler.remove_plugin(self.name)
         self._stop()
 
     def _linger(self) -> None:
@@ -163,25 +159,17 @@ class FaultMonitor(SchedulerPlugin):
         self._stop()
         # What is left of it can be done by a task that nobody waits for.
         for worker, nanny in targets:
-            self._spawn(self._strip(worker, "plugin-remove", self._heartbeat_name))
-            if nanny:
-                self._spawn(self._strip(nanny, "plugin_remove", self._nanny_name))
+            self._crew.spawn(self._crew.strip(worker, nanny))
 
     def _stop(self) -> None:
         self._leave_at.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._crew.stop()
         for worker in list(self._paused):
             self._unpause(worker, "running")
         for name, handler in self._handlers.items():
             if self._scheduler.handlers.get(name) == handler:
                 del self._scheduler.handlers[name]
         self._receiver.close()
-
-    async def _strip(self, address: str, op: str, name: str) -> None:
-        answer = await self._ask(address, op, _EQUIP_S, name=name)
-        if isinstance(answer, BaseException):
-            logger.info("%s could not be told to drop %s: %r", address, name, answer)
 
     # -- what fits ask ----------------------------------------------------------------------
 
@@ -227,7 +215,7 @@ class FaultMonitor(SchedulerPlugin):
             "version": __version__,
             "runs": {name: run.client for name, run in self._runs.items()},
             "workers": {worker: str(self._membership.verdict(worker)) for worker in self._threads},
-            "heartbeat_s": self._interval_s,
+            "heartbeat_s": self._crew.interval_s,
             "heartbeats": self._receiver.n_received,
             "datagrams_refused": self._receiver.n_refused,
             **self._counts,
@@ -322,7 +310,7 @@ class FaultMonitor(SchedulerPlugin):
         self._receiver.expect(worker)
         self._act(self._membership.joined(worker, _now_s(), has_nanny=bool(ws.nanny)))
         self._set_pace()
-        self._spawn(self._equip(worker, ws.nanny))
+        self._crew.spawn(self._crew.equip(worker, ws.nanny))
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any
@@ -333,7 +321,7 @@ class FaultMonitor(SchedulerPlugin):
         is_closing = worker in self._closing
         leaving = self._leaving.pop(worker, None)
         n_threads = self._threads.pop(worker, 1)
-        for known in (self._noticed, self._closing, self._paused):
+        for known in (self._noticed, self._closing, self._paused, self._crew.equipped):
             known.discard(worker)
         self._receiver.forget(worker)
         self._act(self._membership.left(worker, _now_s()))
@@ -415,12 +403,12 @@ class FaultMonitor(SchedulerPlugin):
             worker = action.worker
             match action:
                 case Probe(through=()):
-                    self._spawn(self._probe(worker))
+                    self._crew.spawn(self._probe(worker))
                 case Probe(through=through):
                     for relay in through:
-                        self._spawn(self._probe_through(worker, relay))
+                        self._crew.spawn(self._probe_through(worker, relay))
                 case Look():
-                    self._spawn(self._look(worker))
+                    self._crew.spawn(self._look(worker))
                 case Suspect(evidence=evidence):
                     self._pause(worker)
                     self._counts["suspected"] += 1
@@ -431,49 +419,46 @@ class FaultMonitor(SchedulerPlugin):
                         "given nothing more; others do its work",
                     )
                 case Rehabilitate(evidence=evidence):
-                    self._spawn(self._rehabilitate(worker))
+                    self._crew.spawn(self._rehabilitate(worker))
                     self._counts["recovered"] += 1
                     self._publish("worker-recovered", worker, evidence, "given work again")
                 case Evict(evidence=evidence):
                     self._counts["evicted"] += 1
-                    self._spawn(self._evict(worker, evidence))
+                    self._crew.spawn(self._evict(worker, evidence))
                 case Drain(evidence=evidence, deadline_s=deadline_s):
                     self._counts["drained"] += 1
-                    self._spawn(self._drain(worker, evidence, deadline_s))
-                case HeartbeatsBlocked(evidence=evidence):
+                    self._crew.spawn(self._drain(worker, evidence, deadline_s))
+                case HeartbeatsBlocked(evidence=evidence) if worker in self._crew.equipped:
                     self._publish("heartbeats-blocked", worker, evidence, "watched by probes alone")
 
     async def _probe(self, worker: str) -> None:
-        answer = await self._ask(worker, "ping", self._policy.probe_s)
+        answer = await self._crew.ask(worker, "ping", self._policy.probe_s)
         self._act(self._membership.probed(worker, None, answer == b"pong", _now_s()))
 
     async def _probe_through(self, worker: str, relay: str) -> None:
+        if relay not in self._crew.equipped:
+            return  # that says nothing about the other one
         limit_s = self._policy.probe_s
-        answer = await self._ask(
+        answer = await self._crew.ask(
             relay, "dml_probe", limit_s, address=worker, timeout_s=0.8 * limit_s
         )
         self._act(self._membership.probed(worker, relay, answer is True, _now_s()))
 
     async def _look(self, worker: str) -> None:
         ws = self._scheduler.workers.get(worker)
-        if ws is None or not ws.nanny:
+        if ws is None:
             return
-        answer = await self._ask(ws.nanny, "dml_look", _LOOK_S, worker=worker)
+        answer = None
+        if ws.nanny in self._crew.equipped:
+            answer = await self._crew.ask(ws.nanny, "dml_look", _LOOK_S, worker=worker)
         view = ProcessView(**answer) if isinstance(answer, dict) else ProcessView("unreachable")
         self._act(self._membership.seen(worker, view, _now_s()))
 
     def _set_pace(self) -> None:
         """Tell workers the interval of their heartbeats, when it has changed much."""
         interval_s = heartbeat_interval_s(self._policy, len(self._threads))
-        if abs(interval_s - self._interval_s) <= _PACE_CHANGE * self._interval_s:
-            return
-        self._interval_s = interval_s
-        for worker in self._threads:
-            self._spawn(self._pace(worker, interval_s))
-
-    async def _pace(self, worker: str, interval_s: float) -> None:
-        async with self._equipping:
-            await self._ask(worker, "dml_pace", _EQUIP_S, interval_s=interval_s)
+        if abs(interval_s - self._crew.interval_s) > _PACE_CHANGE * self._crew.interval_s:
+            self._crew.spawn(self._crew.pace(interval_s))
 
     def _record(self) -> None:
         workers, features = self._membership.features()
@@ -488,48 +473,6 @@ class FaultMonitor(SchedulerPlugin):
             self._n_rows -= len(self._rows.popleft()[1])
 
     # -- acting -----------------------------------------------------------------------------
-
-    async def _equip(self, worker: str, nanny: str | None) -> None:
-        """Give a worker and its nanny their plugins.
-
-        Not by the scheduler's own list of plugins: a newcomer without this package could not join.
-        """
-        heartbeat = HeartbeatPlugin(
-            self._heartbeat_name,
-            _host(self._scheduler.address),
-            self._receiver.port,
-            self._key,
-            self._interval_s,
-        )
-        equipped = [self._add(worker, worker, "plugin-add", heartbeat)]
-        if nanny:
-            watch = NannyWatch(self._nanny_name)
-            equipped.append(self._add(worker, nanny, "plugin_add", watch))
-        await asyncio.gather(*equipped)
-
-    async def _add(
-        self, worker: str, address: str, op: str, plugin: HeartbeatPlugin | NannyWatch
-    ) -> None:
-        answer: Any = None
-        for _ in range(_EQUIP_TIMES):
-            async with self._equipping:
-                # In a thread: it takes seconds the first time, and the event loop would be silent
-                # meanwhile. Where this is not allowed, the plugin itself imports it.
-                await self._ask(
-                    address, "run", _EQUIP_S, function=dumps(asyncio.to_thread), args=_IMPORT
-                )
-                answer = await self._ask(
-                    address, op, _EQUIP_S, plugin=dumps(plugin), name=plugin.name
-                )
-            if isinstance(answer, dict) and answer.get("status") == "OK":
-                return
-            if worker not in self._threads:
-                return
-            await asyncio.sleep(_RETRY_S)
-        logger.warning(
-            "%s took no plugin %s (%r): worker %s is watched by what is left, probes at the least",
-            address, plugin.name, answer, worker,
-        )  # fmt: skip
 
     async def _evict(self, worker: str, evidence: str) -> None:
         scheduler = self._scheduler
@@ -552,7 +495,7 @@ class FaultMonitor(SchedulerPlugin):
     async def _restart(self, worker: str, nanny: str) -> None:
         started_s = _now_s()
         for attempt in range(_RESTART_TIMES):
-            answer = await self._ask(nanny, "dml_restart", _RESTART_S, worker=worker)
+            answer = await self._crew.ask(nanny, "dml_restart", _RESTART_S, worker=worker)
             if isinstance(answer, str):
                 self._publish(
                     "worker-restarted", worker, f"its nanny at {nanny} answered",
@@ -608,8 +551,10 @@ class FaultMonitor(SchedulerPlugin):
             )
 
     async def _rehabilitate(self, worker: str) -> None:
-        # It may have paused itself meanwhile, for want of memory.
-        state = await self._ask(worker, "dml_state", self._policy.probe_s)
+        state = "running"
+        if worker in self._crew.equipped:
+            # It may have paused itself meanwhile, for want of memory.
+            state = await self._crew.ask(worker, "dml_state", self._policy.probe_s)
         if worker not in self._membership.suspects:
             self._unpause(worker, "paused" if state == "paused" else "running")
 
@@ -630,27 +575,6 @@ class FaultMonitor(SchedulerPlugin):
             logger.log(level, "%s %s: %s; %s", kind, worker, evidence, action)
             message = event.as_message() | more | self._unable()
             self._scheduler.log_event([TOPIC, FEED], message)
-
-    async def _ask(self, server: str, op: str, limit_s: float, /, **message: Any) -> Any:
-        """The answer of a worker or nanny, or the exception in its place."""
-
-        async def ask() -> Any:
-            async with asyncio.timeout(limit_s):
-                return await getattr(self._scheduler.rpc(server), op)(**message)
-
-        # Whatever the other side raises comes here: it is an answer, not a fault of this plugin.
-        return (await asyncio.gather(ask(), return_exceptions=True))[0]
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("the fault monitor failed at %s", task.get_coro(), exc_info=error)
 
 
 def _now_s() -> float:

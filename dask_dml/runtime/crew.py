@@ -1,0 +1,149 @@
+"""The watcher's helpers on workers and nannies: put there, asked, and taken off again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from importlib import import_module
+from typing import Any
+
+from distributed import Scheduler
+from distributed.protocol.pickle import dumps
+
+from dask_dml.runtime.worker_plugin import HeartbeatPlugin, NannyWatch
+
+logger = logging.getLogger(__name__)
+
+# How long and how often it is tried to give a plugin to a worker or nanny; to how many at once.
+_EQUIP_S = 60.0
+_EQUIP_TIMES = 3
+_RETRY_S = 3.0
+_AT_ONCE = 32
+_IMPORT = dumps((import_module, "dask_dml.runtime.worker_plugin"))
+
+
+class Crew:
+    """The plugins on workers and nannies, and the questions that are under way.
+
+    Plugins are not put on the scheduler's own lists, since a newcomer without this package, or with
+    another version of it, could then not join at all.
+
+    Parameters
+    ----------
+    scheduler : distributed.Scheduler
+    name : str
+        Goes into the names of the plugins: what an earlier watcher still takes off is not this
+        one's.
+    host, port : str, int
+        Where heartbeats go.
+    key : bytes
+        Secret that signs them.
+    interval_s : float
+        Between two of a worker's.
+
+    Attributes
+    ----------
+    equipped : set of str
+        Workers and nannies that have their plugin.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, name: str, host: str, port: int, key: bytes, interval_s: float
+    ) -> None:
+        self._scheduler = scheduler
+        self._heartbeat = HeartbeatPlugin(f"dml-heartbeat-{name}", host, port, key, interval_s)
+        self._watch = NannyWatch(f"dml-nanny-watch-{name}")
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[object]] = set()
+        self.equipped: set[str] = set()
+
+    @property
+    def interval_s(self) -> float:
+        """Interval of heartbeats."""
+        return self._heartbeat.interval_s
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Have something done that nobody waits for; failures are logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def stop(self) -> None:
+        """Cancel what is under way."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def ask(self, server: str, op: str, limit_s: float, /, **message: Any) -> Any:
+        """Ask a worker or nanny.
+
+        Returns
+        -------
+        object
+            Its answer; None where it does not know the question; the exception where it raised one
+            or did not answer in time.
+        """
+
+        async def asked() -> Any:
+            async with asyncio.timeout(limit_s):
+                return await getattr(self._scheduler.rpc(server), op)(**message)
+
+        # Whatever the other side raises is an answer, and no fault of the watcher's.
+        return (await asyncio.gather(asked(), return_exceptions=True))[0]
+
+    async def equip(self, worker: str, nanny: str | None) -> None:
+        """Give a worker and its nanny their plugins."""
+        if nanny:
+            self.spawn(self._add(worker, nanny, "plugin_add", self._watch))
+        await self._add(worker, worker, "plugin-add", self._heartbeat)
+
+    async def pace(self, interval_s: float) -> None:
+        """Have heartbeats sent at another interval."""
+        self._heartbeat.interval_s = interval_s
+
+        async def told(worker: str) -> None:
+            async with self._turn:
+                await self.ask(worker, "dml_pace", _EQUIP_S, interval_s=interval_s)
+
+        workers = [worker for worker in self._scheduler.workers if worker in self.equipped]
+        await asyncio.gather(*(told(worker) for worker in workers))
+
+    async def strip(self, worker: str, nanny: str | None) -> None:
+        """Take the plugins off a worker and its nanny."""
+        targets = [(worker, "plugin-remove", self._heartbeat.name)]
+        if nanny:
+            targets.append((nanny, "plugin_remove", self._watch.name))
+        for server, op, name in targets:
+            answer = await self.ask(server, op, _EQUIP_S, name=name)
+            if isinstance(answer, BaseException):
+                logger.info("%s could not be told to drop %s: %r", server, name, answer)
+
+    async def _add(
+        self, worker: str, server: str, op: str, plugin: HeartbeatPlugin | NannyWatch
+    ) -> None:
+        answer: Any = None
+        for _ in range(_EQUIP_TIMES):
+            async with self._turn:
+                # In a thread: it takes seconds the first time, and the event loop would be silent
+                # meanwhile. Where this is not allowed, the plugin itself imports it.
+                await self.ask(
+                    server, "run", _EQUIP_S, function=dumps(asyncio.to_thread), args=_IMPORT
+                )
+                answer = await self.ask(
+                    server, op, _EQUIP_S, plugin=dumps(plugin), name=plugin.name
+                )
+            if worker not in self._scheduler.workers:
+                return
+            if isinstance(answer, dict) and answer.get("status") == "OK":
+                self.equipped.add(server)
+                return
+            await asyncio.sleep(_RETRY_S)
+        logger.warning(
+            "%s took no plugin %s (%r): worker %s is watched by what is left, probes at the least",
+            server, plugin.name, answer, worker,
+        )  # fmt: skip
+
+    def _done(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the fault monitor failed at %s", task.get_coro(), exc_info=error)
