@@ -1,0 +1,11 @@
+"""A simulated cluster on a virtual clock, which runs the state machines that the real one runs.
+
+Verdicts come from `Membership`, attempts from `Ledger`, sums from `TreeSum`: only machines, network
+and what Dask does are played. So thousands of schedules of faults can be run a minute, and each
+again from its seed.
+"""
+
+from dask_dml.faults.simulation.clock import Noise, VirtualClock
+from dask_dml.faults.simulation.fit import Recovery, SimulatedFit, simulate
+
+__all__ = ["Noise", "Recovery", "SimulatedFit", "VirtualClock", "simulate"]
