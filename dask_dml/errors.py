@@ -14,7 +14,8 @@ already catch for the same mistake, the exception is that too::
     │   └── CorruptChunkError (OSError)       bytes that are not those that were written
     ├── ClusterError (RuntimeError)       a cluster that cannot run a fit
     │   ├── NoWorkersError
-    │   └── WorkerPackageError
+    │   ├── WorkerPackageError
+    │   └── HolderLostError               every host of the parameter holder was lost at once
     ├── StaleRunError (RuntimeError)      a message of a run that is over, or of another one
     └── FitError (RuntimeError)           a fit that was under way and could not go on
 """
@@ -68,6 +69,10 @@ class NoWorkersError(ClusterError):
 
 class WorkerPackageError(ClusterError):
     """Workers on which dask_dml is missing or of another version."""
+
+
+class HolderLostError(ClusterError):
+    """Every host of the parameter holder was lost: parameters have to be published again."""
 
 
 class StaleRunError(DaskDMLError, RuntimeError):

@@ -151,6 +151,53 @@ class _Waiting:
     outcome: Outcome
 
 
+class OnceSum:
+    """A sum over blocks in which each block counts once, whatever comes how often.
+
+    Parameters
+    ----------
+    n_blocks : int
+    """
+
+    def __init__(self, n_blocks: int) -> None:
+        self._tree: TreeSum[NamedArrays] = TreeSum(n_blocks)
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the whole sum."""
+        return self._tree.n_blocks
+
+    @property
+    def nodes(self) -> Nodes:
+        """Nodes that are there, as few as the blocks allow."""
+        return self._tree.nodes
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Blocks that are not there."""
+        return self._tree.missing
+
+    @property
+    def value(self) -> NamedArrays:
+        """The total; a ValueError while blocks are missing."""
+        return self._tree.value
+
+    def add(self, nodes: Iterable[tuple[Node, NamedArrays]]) -> bool:
+        """Add what is new; whether anything was."""
+        is_new = False
+        for node, sums in nodes:
+            there = self._tree.nodes
+            if any(_contains(other, node) for other, _ in there):
+                continue
+            apart = [(other, value) for other, value in there if not _contains(node, other)]
+            if len(apart) < len(there):
+                self._tree = TreeSum(self._tree.n_blocks)
+                self._tree.update(apart)
+            self._tree.add(node, sums)
+            is_new = True
+        return is_new
+
+
 class Holder:
     """What one host holds of one range of keys in one run.
 
@@ -172,7 +219,7 @@ class Holder:
         self._sequence = -1  # nothing has come yet
         self._values: dict[str, Array] = {}
         self._changed: dict[str, int] = {}  # version at which each value was last another
-        self._sums: TreeSum[NamedArrays] = TreeSum(1)
+        self._sums = OnceSum(1)
         self._links: dict[str, _Link] = {}
         self._waiting: dict[Ticket, _Waiting] = {}
 
@@ -244,7 +291,7 @@ class Holder:
         if not SYNC.admits(self.version - message.version):
             return [Acknowledge(ticket, Outcome.LATE)]
         self._check_blocks(message)
-        if not self._add(message.nodes):
+        if not self._sums.add(message.nodes):
             # Not before the replicas have it, if the one that came first is still under way.
             return self._answer(ticket, Outcome.DUPLICATE)
         self._sequence += 1
@@ -358,7 +405,7 @@ class Holder:
             self._values[name] = state[f"value-{number}"]
             self._changed[name] = changed
         names = state["sums"].tolist() if "sums" in state else []
-        self._add(
+        self._sums.add(
             (
                 (level, index),
                 NamedArrays({name: state[f"sum-{k}-{at}"] for at, name in enumerate(names)}),
@@ -370,7 +417,7 @@ class Holder:
 
     def _begin(self, version: int, n_blocks: int) -> None:
         self.version = version
-        self._sums = TreeSum(n_blocks)
+        self._sums = OnceSum(n_blocks)
         for link in self._links.values():
             link.nodes.clear()
 
@@ -384,21 +431,6 @@ class Holder:
                     f"blocks {list(blocks)} of {self._sums.n_blocks}, and the message is of blocks "
                     f"{list(message.blocks)}"
                 )
-
-    def _add(self, nodes: Iterable[tuple[Node, NamedArrays]]) -> bool:
-        """Add nodes that are new; whether there was one."""
-        is_new = False
-        for node, sums in nodes:
-            there = self._sums.nodes
-            if any(_contains(other, node) for other, _ in there):
-                continue
-            apart = [(other, value) for other, value in there if not _contains(node, other)]
-            if len(apart) < len(there):
-                self._sums = TreeSum(self._sums.n_blocks)
-                self._sums.update(apart)
-            self._sums.add(node, sums)
-            is_new = True
-        return is_new
 
     # -- replicas ---------------------------------------------------------------------------
 

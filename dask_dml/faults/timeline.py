@@ -29,6 +29,7 @@ KINDS = {
     "poison-block": "workers die, one after the other, under the same block",
     "workers-awaited": "all workers are gone and the fit waits for new ones",
     "holder-promoted": "the host of the parameter holder was lost and a replica took over",
+    "holder-lost": "all hosts of the parameter holder were lost: parameters are published again",
     "monitor-refused": "the scheduler took no plugin: the fit has Dask's own recovery alone",
     "checkpoint-resumed": "the fit went on from a checkpoint",
 }
