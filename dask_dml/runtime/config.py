@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from distributed import Client, default_client, get_worker, secede
 
 from dask_dml.data.source import DaskSource, Source
+from dask_dml.faults import FaultPolicy
 from dask_dml.runtime.cluster import ClusterExecutor
 from dask_dml.runtime.core import Executor
 from dask_dml.runtime.local import LocalExecutor
@@ -24,11 +25,13 @@ class Runtime:
         A client: on its cluster. "local": in this process, with all its cores. None: on the
         cluster of the current client if there is one, otherwise in this process; a fit that is
         itself a Dask task runs in its process.
+    faults : FaultPolicy, optional
+        How workers that fall silent, die or leave are dealt with.
 
     Raises
     ------
     TypeError
-        If `client` is none of these.
+        If `client` or `faults` is none of these.
 
     Examples
     --------
@@ -38,12 +41,18 @@ class Runtime:
     """
 
     client: Client | Literal["local"] | None = None
+    faults: FaultPolicy = field(default_factory=FaultPolicy)
 
     def __post_init__(self) -> None:
         if not (self.client is None or self.client == "local" or isinstance(self.client, Client)):
             raise TypeError(
                 "Runtime(client=...) must be a distributed.Client, 'local' or None, got "
                 f"{type(self.client).__name__}"
+            )
+        if not isinstance(self.faults, FaultPolicy):
+            raise TypeError(
+                "Runtime(faults=...) must be a dask_dml.FaultPolicy, got "
+                f"{type(self.faults).__name__}"
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -69,7 +78,7 @@ class Runtime:
                 secede()
         if client is None or client == "local":
             return LocalExecutor(source)
-        return ClusterExecutor(client, source, run_id)
+        return ClusterExecutor(client, source, run_id, self.faults)
 
 
 def _is_in_task() -> bool:

@@ -1,0 +1,503 @@
+"""The blocks of a source on a cluster: held by the workers, or read again every pass.
+
+Held blocks are placed once and stay. When a worker leaves, Dask makes again what it can; when a
+worker is silent, nobody waits for it: its blocks are made again elsewhere, from what they come
+from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Protocol
+
+from dask.delayed import Delayed
+from distributed import Client, Future, futures_of, get_worker, wait
+
+from dask_dml.data.source import BlockLoader, DaskSource, GraphLoader, RawBlock, Source
+from dask_dml.errors import ClusterError
+from dask_dml.objective import Statistics, Survey
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.roster import address_of
+from dask_dml.runtime.shard import (
+    EncodedBlock,
+    RoundWork,
+    ShardResult,
+    SurveyWork,
+    encoded,
+    read_ahead,
+    run_shard,
+)
+
+# How long blocks that were lost may take to be made again before a round begins without them.
+_MADE_S = 10.0
+
+Holders = Mapping[int, Sequence[str]]
+# Gives every block to a worker, from who holds which.
+Place = Callable[[Holders], dict[int, str]]
+# From keys to the graphs of tasks that make them, of those that can be made.
+Recipe = Callable[[Collection[Hashable]], Mapping[Hashable, Mapping[Hashable, Any]]]
+
+
+class Blocks(Protocol):
+    """Blocks on a cluster.
+
+    Attributes
+    ----------
+    placed : dict of int to str
+        Worker of each block.
+    is_resident : bool
+        Whether blocks stay in the workers' memory.
+    """
+
+    placed: dict[int, str]
+    is_resident: bool
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Prepare targets and weights for the rounds."""
+        ...
+
+    def place(self, place: Place, suspects: Collection[str]) -> int:
+        """Place all blocks anew; how many had to move or to be made again."""
+        ...
+
+    def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
+        """Make blocks again on a worker where only suspects have them; which those were."""
+        ...
+
+    def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
+        """Whether blocks are there, or can be made, without the suspects."""
+        ...
+
+    def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The function of a survey's task, and what it takes after the work."""
+        ...
+
+    def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The function of a round's task, and what it takes after the work."""
+        ...
+
+    def held_in(self, keys: Collection[Hashable]) -> set[int]:
+        """Blocks to which these keys belong."""
+        ...
+
+    def release(self) -> None:
+        """Let go of all that is held for this run; what others hold stays."""
+        ...
+
+
+class StreamedBlocks:
+    """Blocks that are read again every pass, each by the worker that needs it."""
+
+    is_resident = False
+
+    def __init__(self, source: Source) -> None:
+        self._loaders = source.loaders()
+        self._encoder = TargetEncoder()
+        self.placed: dict[int, str] = {}
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Remember how blocks are encoded as they are read."""
+        self._encoder = encoder
+
+    def place(self, place: Place, suspects: Collection[str]) -> int:
+        """Say who reads what."""
+        self.placed = place({})
+        return 0
+
+    def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
+        """Nothing: whoever needs a block reads it."""
+        return set()
+
+    def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
+        """Always."""
+        return True
+
+    def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Read and survey."""
+        return _survey_streamed, ([self._loaders[block] for block in numbers],)
+
+    def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Read, encode and add up."""
+        return _round_streamed, ([self._loaders[block] for block in numbers], self._encoder)
+
+    def held_in(self, keys: Collection[Hashable]) -> set[int]:
+        """None."""
+        return set()
+
+    def release(self) -> None:
+        """Nothing is held."""
+        self._loaders = []
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Futures of one block on the cluster."""
+
+    X: Future[Any]
+    y: Future[Any]
+    sample_weight: Future[Any] | None
+
+    @property
+    def futures(self) -> tuple[Future[Any], ...]:
+        return tuple(f for f in (self.X, self.y, self.sample_weight) if f is not None)
+
+
+class HeldBlocks:
+    """Blocks that stay in the workers' memory.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    source : Source
+    key : callable
+        Makes the key of a task of this run from a name and numbers.
+    recipe : callable
+        Graphs that make keys again which somebody else persisted.
+    replicas : int
+        Copies of what nothing can make again.
+    """
+
+    is_resident = True
+
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        key: Callable[..., Hashable],
+        recipe: Recipe,
+        replicas: int,
+    ) -> None:
+        self._client = client
+        self._source = source
+        self._key = key
+        self._recipe = recipe
+        self._replicas = replicas
+        self._serial = itertools.count()
+        self._held: list[_Held] = []
+        self._targets: list[Future[Any]] = []
+        self._encoder = TargetEncoder()
+        self._own: dict[Hashable, Future[Any]] = {}
+        self._others: dict[Hashable, Future[Any]] = {}
+        self._loaders: dict[int, BlockLoader] = {}
+        self.placed: dict[int, str] = {}
+
+    # -- having them ------------------------------------------------------------------------
+
+    def place(self, place: Place, suspects: Collection[str]) -> int:
+        """Have every block on its worker: made there, copied, or found where it is."""
+        if self._held:
+            return self._place_anew(place, suspects)
+        if isinstance(self._source, DaskSource):
+            self._find(self._source, place)
+        else:
+            self.placed = place({})
+            self._held = [
+                self._send(block, loader()) for block, loader in enumerate(self._source.loaders())
+            ]
+        return 0
+
+    def _find(self, source: DaskSource, place: Place) -> None:
+        parts = source.parts()
+        futures = {future.key: future for future in futures_of(source.arrays)}
+        self._check_here(futures.values())
+        self._others = dict(futures)
+        found = {
+            block: futures[part[0].key]
+            for block, part in enumerate(parts)
+            if part[0].key in futures
+        }
+        graph = dict(parts[0][0].__dask_graph__())
+        origins = {
+            block: origin
+            for block, part in enumerate(parts)
+            if (origin := _made_from(graph, part[0].key, futures)) is not None
+        }
+        self.placed = place(self._holders(origins))
+        missing: dict[str, list[Delayed]] = {}
+        for block, worker in self.placed.items():
+            absent = [part for part in parts[block] if part.key not in futures]
+            missing.setdefault(worker, []).extend(absent)
+        for worker, absent in missing.items():
+            if absent:
+                made = self._client.persist(absent, workers=[worker], allow_other_workers=True)
+                self._own.update((future.key, future) for future in futures_of(made))
+        futures |= self._own
+        self._held = [
+            _Held(*(futures[part.key] for part in block), *[None] * (3 - len(block)))
+            for block in parts
+        ]
+        if self._replicas > 1 and self._others:
+            self._hold_twice()
+        self._move_to_place(self._holders(found))
+
+    def _hold_twice(self) -> None:
+        made = self._recipe(self._others)
+        scattered = [future for key, future in self._others.items() if key not in made]
+        if scattered:
+            self._client.replicate(scattered, n=self._replicas)
+
+    def _check_here(self, futures: Iterable[Future[Any]]) -> None:
+        here = address_of(self._client)
+        others = {future.client for future in futures} - {self._client}
+        elsewhere = sorted({address_of(client) for client in others} - {here})
+        if elsewhere:
+            raise ClusterError(
+                f"the data is held by the cluster at {', '.join(elsewhere)} and the fit runs at "
+                f"{here}: give Runtime(client=...) the client that the data was persisted with"
+            )
+
+    def _send(self, block: int, raw: RawBlock) -> _Held:
+        """Send a block of this process as the argument of a task, which Dask can run again."""
+
+        def send(name: str, value: Any) -> Future[Any]:
+            return self._keep(_itself, value, name=f"send-{name}", block=block)
+
+        weight = raw.sample_weight
+        return _Held(
+            send("X", raw.X), send("y", raw.y), None if weight is None else send("weight", weight)
+        )
+
+    def _keep(
+        self, function: Callable[..., Any], *arguments: Any, name: str, block: int
+    ) -> Future[Any]:
+        """Have something made on a block's worker that stays until it is released."""
+        future: Future[Any] = self._client.submit(
+            function,
+            *arguments,
+            key=self._key(name, block, next(self._serial)),
+            workers=[self.placed[block]],
+            allow_other_workers=True,
+            pure=False,
+        )
+        self._own[future.key] = future
+        return future
+
+    def encode(self, encoder: TargetEncoder) -> None:
+        """Prepare targets and weights on the workers that hold the blocks."""
+        self._encoder = encoder
+        self._targets = [self._encoded(block) for block in range(len(self._held))]
+
+    def _encoded(self, block: int) -> Future[Any]:
+        held = self._held[block]
+        return self._keep(
+            self._encoder.encode, held.y, held.sample_weight, name="target", block=block
+        )
+
+    # -- having them elsewhere --------------------------------------------------------------
+
+    def _place_anew(self, place: Place, suspects: Collection[str]) -> int:
+        holders = self._holders({block: held.X for block, held in enumerate(self._held)}, suspects)
+        lacking = [b for b in self.placed if suspects and self._only_at(b, suspects, holders)]
+        self.placed = place(holders)
+        made = self._make(lacking)
+        return len(made) + self._move_to_place(
+            {block: where for block, where in holders.items() if block not in made}
+        )
+
+    def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
+        """Make blocks again on a worker where only suspects have them; which those were."""
+        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
+        lacking = [block for block in blocks if self._only_at(block, suspects, holders)]
+        self.placed |= dict.fromkeys(lacking, worker)
+        return self._make(lacking)
+
+    def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
+        """Whether blocks are there, or can be made, without the suspects."""
+        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
+        lacking = [block for block in blocks if self._only_at(block, suspects, holders)]
+        return len(self._loaders_of(lacking)) == len(lacking)
+
+    def _only_at(self, block: int, suspects: Collection[str], holders: Holders) -> bool:
+        at = set(holders.get(block, ())) or {self.placed[block]}
+        return at <= set(suspects)
+
+    def _make(self, blocks: Sequence[int]) -> set[int]:
+        loaders = self._loaders_of(blocks)
+        for block, loader in loaders.items():
+            for future in self._held[block].futures:
+                self._own.pop(future.key, None)
+            if isinstance(self._source, DaskSource):
+                raw = self._keep(loader, name="load", block=block)
+                self._own.pop(raw.key)
+                X, y, weight = (
+                    self._keep(itemgetter(i), raw, name=f"made-{name}", block=block)
+                    for i, name in enumerate(("X", "y", "weight"))
+                )
+                has_weight = self._held[block].sample_weight is not None
+                self._held[block] = _Held(X, y, weight if has_weight else None)
+            else:
+                self._held[block] = self._send(block, loader())
+            if self._targets:
+                self._own.pop(self._targets[block].key, None)
+                self._targets[block] = self._encoded(block)
+        return set(loaders)
+
+    def _loaders_of(self, blocks: Sequence[int]) -> dict[int, BlockLoader]:
+        """How blocks are made from what they come from, of those of which that is known."""
+        unknown = [block for block in blocks if block not in self._loaders]
+        if unknown and isinstance(self._source, DaskSource) and self._source.is_on_cluster:
+            self._loaders |= self._loaders_by_recipe(self._source, unknown)
+        elif unknown:
+            self._loaders = dict(enumerate(self._source.loaders()))
+        return {block: self._loaders[block] for block in blocks if block in self._loaders}
+
+    def _loaders_by_recipe(
+        self, source: DaskSource, blocks: Sequence[int]
+    ) -> dict[int, BlockLoader]:
+        parts = source.parts()
+        graph = dict(parts[0][0].__dask_graph__())
+        recipes = self._recipe(self._others)
+        loaders: dict[int, BlockLoader] = {}
+        for block in blocks:
+            keys = tuple(part.key for part in parts[block])
+            if (own := _joined(graph, keys, recipes)) is not None:
+                loaders[block] = GraphLoader(own, keys)
+        return loaders
+
+    def _holders(
+        self, blocks: Mapping[int, Future[Any]], suspects: Collection[str] = ()
+    ) -> dict[int, Sequence[str]]:
+        """Workers on which blocks are, once they have been made."""
+        if not blocks:
+            return {}
+        futures = list(blocks.values())
+        if not suspects:
+            # One that was lost for good fails the next round, which says which it is; so does one
+            # that nobody is left to make.
+            with suppress(CancelledError, TimeoutError):
+                wait(futures, timeout=_MADE_S)
+        who_has = self._client.who_has(futures)
+        return {block: who_has.get(future.key, ()) for block, future in blocks.items()}
+
+    def _move_to_place(self, holders: Holders) -> int:
+        """Copy blocks to the workers they were given to; the number that had to move."""
+        moved = 0
+        for block, where in holders.items():
+            if self.placed[block] in where or not where:
+                continue
+            moved += 1
+            held = self._held[block]
+            X = self._move("X", block, held.X)
+            self._held[block] = _Held(X, held.y, held.sample_weight)
+            if self._targets:
+                self._targets[block] = self._move("target", block, self._targets[block])
+        return moved
+
+    def _move(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
+        copy = self._keep(_itself, future, name=f"move-{name}", block=block)
+        # The scheduler keeps how it was made; the copy alone stays in memory.
+        self._own.pop(future.key, None)
+        return copy
+
+    # -- using them -------------------------------------------------------------------------
+
+    def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Survey what is held."""
+        held = [self._held[block] for block in numbers]
+        X, y = [block.X for block in held], [block.y for block in held]
+        return _survey_held, (X, y, [block.sample_weight for block in held])
+
+    def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Add up over what is held."""
+        X = [self._held[block].X for block in numbers]
+        return _round_held, (X, [self._targets[block] for block in numbers])
+
+    def held_in(self, keys: Collection[Hashable]) -> set[int]:
+        """Blocks to which these keys belong."""
+        keys = set(keys)
+        return {
+            block
+            for block, held in enumerate(self._held)
+            if any(future.key in keys for future in held.futures)
+            or (self._targets and self._targets[block].key in keys)
+        }
+
+    def release(self) -> None:
+        """Let go of all futures; what others hold stays."""
+        # Not left to the collector: a traceback that somebody keeps would keep them.
+        for future in self._own.values():
+            future.release()
+        self._own, self._targets, self._held, self._others = {}, [], [], {}
+
+
+def _made_from(
+    graph: Mapping[Any, Any], key: Any, futures: Mapping[Any, Future[Any]]
+) -> Future[Any] | None:
+    """What is already on the cluster of that from which something is made, or itself."""
+    pending = [key]
+    # A look at the nearest tasks; whatever is made from more than that is shuffled anyway.
+    for _ in range(64):
+        if not pending:
+            break
+        key = pending.pop()
+        if key in futures:
+            return futures[key]
+        pending.extend(getattr(graph.get(key), "dependencies", ()))
+    return None
+
+
+def _joined(
+    graph: Mapping[Any, Any],
+    keys: Iterable[Hashable],
+    recipes: Mapping[Hashable, Mapping[Hashable, Any]],
+) -> dict[Hashable, Any] | None:
+    """The tasks that make keys: this process's, and of what is on the cluster, the scheduler's."""
+    joined: dict[Hashable, Any] = {}
+    pending = list(keys)
+    while pending:
+        key = pending.pop()
+        if key in joined:
+            continue
+        if key in recipes:
+            joined |= recipes[key]
+        elif key in graph and not type(graph[key]).__module__.startswith("distributed"):
+            joined[key] = graph[key]
+            pending.extend(getattr(graph[key], "dependencies", ()))
+        else:
+            return None
+    return joined
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _survey_held(
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: SurveyWork,
+    X: list[Any],
+    y: list[Any],
+    sample_weight: list[Any],
+) -> ShardResult[Survey]:
+    blocks = map(RawBlock, X, y, sample_weight)
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+
+
+def _round_held(
+    n_blocks: int, numbers: Sequence[int], work: RoundWork, X: list[Any], targets: list[Any]
+) -> ShardResult[Statistics]:
+    blocks = (EncodedBlock(x, *target) for x, target in zip(X, targets, strict=True))
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+
+
+def _survey_streamed(
+    n_blocks: int, numbers: Sequence[int], work: SurveyWork, loaders: list[BlockLoader]
+) -> ShardResult[Survey]:
+    return run_shard(n_blocks, numbers, work, read_ahead(loaders), get_worker().address)
+
+
+def _round_streamed(
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: RoundWork,
+    loaders: list[BlockLoader],
+    encoder: TargetEncoder,
+) -> ShardResult[Statistics]:
+    blocks = encoded(read_ahead(loaders), encoder)
+    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)

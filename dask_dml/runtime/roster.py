@@ -1,0 +1,101 @@
+"""The workers of a cluster, as a client sees them: who they are, and who cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from distributed import Client
+
+from dask_dml.errors import NoWorkersError, WorkerPackageError
+from dask_dml.version import __version__
+
+# Status of workers that may be given work; those paused for memory will go on.
+_ABLE = ("init", "running", "paused")
+
+
+class Roster:
+    """Workers that may be given work.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Raises
+    ------
+    NoWorkersError
+        If the cluster has no worker.
+    WorkerPackageError
+        If dask_dml is missing on a worker, or is of another version there.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._refused: set[str] = set()
+        self.threads: dict[str, int] = self.look()
+        if not self.threads:
+            raise NoWorkersError(
+                f"the cluster at {address_of(client)} has no workers: start some "
+                "(cluster.scale(2)), or wait for them with client.wait_for_workers(1)"
+            )
+        if misfits := self._misfits(self.threads):
+            raise WorkerPackageError(_misfit_message(misfits))
+
+    def look(self) -> dict[str, int]:
+        """Threads of each worker there is now, in a fixed order."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return {
+            address: int(worker["nthreads"])
+            for address, worker in sorted(workers.items())
+            if worker.get("status", "running") in _ABLE and address not in self._refused
+        }
+
+    def admit(self, now: Mapping[str, int]) -> dict[str, str]:
+        """Take over who is there now, without newcomers that cannot be used.
+
+        Returns
+        -------
+        dict of str to str
+            What such newcomers have in place of this version of the package.
+        """
+        joined = [worker for worker in now if worker not in self.threads]
+        misfits = self._misfits(joined) if joined else {}
+        self._refused |= misfits.keys()
+        self.threads = {worker: n for worker, n in now.items() if worker not in misfits}
+        return misfits
+
+    def memory_limits(self) -> list[int]:
+        """Memory limit of each worker in bytes, 0 for none."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return [int(worker["memory_limit"] or 0) for worker in workers]
+
+    def _misfits(self, workers: Iterable[str]) -> dict[str, str]:
+        # Not a function of ours: where the package is missing, that could not be unpickled.
+        code = "__import__('dask_dml').__version__"
+        versions: dict[str, Any] = self._client.run(
+            eval, code, workers=list(workers), on_error="return"
+        )
+        found = {
+            worker: f"missing ({version})" if isinstance(version, ImportError) else version
+            for worker, version in versions.items()
+        }
+        # Other errors are those of a worker that is leaving.
+        return {
+            worker: version
+            for worker, version in found.items()
+            if version != __version__ and isinstance(version, str)
+        }
+
+
+def address_of(client: Client) -> str:
+    """Address of a client's scheduler."""
+    return str(client.scheduler.address if client.scheduler else "a client that is closed")
+
+
+def _misfit_message(misfits: Mapping[str, str]) -> str:
+    listed = "; ".join(f"{worker}: {found}" for worker, found in sorted(misfits.items()))
+    return (
+        f"the workers need dask_dml {__version__}, as here, and have: {listed}. Install it "
+        f"where they run (pip install dask-dml=={__version__}, in their image or by "
+        "client.register_plugin(distributed.PipInstall([...])))"
+    )

@@ -1,0 +1,458 @@
+"""One round on a cluster: futures as the round's ledger wants them, until every block is in."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Collection, Coroutine, Hashable, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import Future as ThreadFuture
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from distributed import Client, Future, KilledWorker, wait
+
+from dask_dml.errors import DaskDMLError, FitError
+from dask_dml.faults import FaultPolicy
+from dask_dml.faults.attempts import (
+    Action,
+    Attempt,
+    AttemptKey,
+    Cancel,
+    Exhausted,
+    Ledger,
+    Poison,
+    Submit,
+)
+from dask_dml.runtime.blocks import Blocks
+from dask_dml.runtime.fault_log import FaultLog
+from dask_dml.runtime.monitor import Monitor
+from dask_dml.runtime.roster import Roster, address_of
+from dask_dml.runtime.shard import Contribution, ShardResult, Work
+
+C = TypeVar("C", bound=Contribution)
+T = TypeVar("T")
+
+# A worker, and the blocks that one task of its does.
+Shard = tuple[str, tuple[int, ...]]
+
+# A request larger than this goes to the workers once, and not with each task.
+_INLINE_BYTES = 64 * 1024
+# How often a round that is not over is looked at, and the cluster while it goes on.
+_TICK_S = 0.1
+_LOOK_S = 0.5
+# How long results may take to come before those of suspects are left out.
+_FETCH_S = 1.0
+
+_LOST = (
+    ". The cluster was restarted, the client closed, or the data is gone: what was scattered to a "
+    "worker that left cannot be made again; persist it from its source, or have it held twice: "
+    "Runtime(faults=FaultPolicy(replicas=2))"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rounds of a run share.
+
+    Attributes
+    ----------
+    client : distributed.Client
+    run_id : str
+    policy : FaultPolicy
+    blocks : Blocks
+    roster : Roster
+    monitor : Monitor
+    log : FaultLog
+    block_nbytes : list of float
+    """
+
+    client: Client
+    run_id: str
+    policy: FaultPolicy
+    blocks: Blocks
+    roster: Roster
+    monitor: Monitor
+    log: FaultLog
+    block_nbytes: list[float]
+
+    def key(self, name: str, *numbers: int) -> tuple[Hashable, ...]:
+        """Key of a task of this run."""
+        return run_key(self.run_id, name, *numbers)
+
+
+def run_key(run_id: str, name: str, *numbers: int) -> tuple[Hashable, ...]:
+    """Key of a task: a name with the run, and numbers."""
+    return (f"dml-{name}-{run_id}", *numbers)
+
+
+class Round(Generic[C]):
+    """One round's tasks.
+
+    Parameters
+    ----------
+    run : Run
+    work : Work
+        What is to be done with every block.
+    kind : {"survey", "gradient", "hessian"}
+    number : int
+        Of the round; the survey is -1.
+    """
+
+    def __init__(self, run: Run, work: Work[Any, C], kind: str, number: int) -> None:
+        self.number = number
+        self.n_submitted = 0
+        self._run = run
+        self._kind = kind
+        self._work = work
+        self._request: Any = work
+        self._ledger = Ledger(run.policy, run.block_nbytes)
+        self._futures: dict[AttemptKey, Future[Any]] = {}
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._results: list[tuple[tuple[int, ...], ShardResult[C]]] = []
+        self._fetching: tuple[tuple[AttemptKey, ...], ThreadFuture[Any], float] | None = None
+        self._where: dict[AttemptKey, str] = {}
+        self._threads = dict(run.roster.threads)
+        self._looked_s = time.monotonic()
+        self._alone_since_s: float | None = None
+        self._never = threading.Event()
+
+    @property
+    def name(self) -> str:
+        """As people call it."""
+        what = "the survey" if self.number < 0 else f"round {self.number}"
+        return f"{what} of run {self._run.run_id}"
+
+    def evaluate(self, cut: Sequence[Shard]) -> list[tuple[tuple[int, ...], ShardResult[C]]]:
+        """Have every block done once, whatever dies.
+
+        Parameters
+        ----------
+        cut : sequence of (worker, blocks)
+            The shards.
+
+        Returns
+        -------
+        list of (blocks, result)
+
+        Raises
+        ------
+        FitError
+            If a block is poison, was tried too often, failed by an error of its own, or if no
+            worker came for too long.
+        """
+        if self._work.nbytes > _INLINE_BYTES:
+            self._request = self._run.client.submit(
+                _itself, self._work, key=self._run.key("request", self.number), pure=False
+            )
+        self._do(self._ledger.open(cut, time.monotonic()))
+        try:
+            self._all_at_once()
+            while not self._ledger.is_complete:
+                self._fetch()
+                self._listen()
+                if self._ledger.is_complete:
+                    break
+                self._look()
+                self._do(
+                    self._ledger.tick(
+                        time.monotonic(), self._threads, self._run.monitor.suspects, self._where
+                    )
+                )
+        except DaskDMLError:
+            self.cancel()
+            raise
+        except (Exception, CancelledError) as error:
+            failed = self.explain(error)
+            self.cancel()
+            raise failed from error
+        except BaseException:
+            # Ctrl-C: leave nothing running on a cluster that is to be used again.
+            self.cancel()
+            raise
+        return self._results
+
+    def cancel(self) -> None:
+        """Take back what is under way."""
+        if self._fetching is not None:
+            self._fetching[1].cancel()
+            self._fetching = None
+        if self._futures and self._run.client.status == "running":
+            self._run.client.cancel(list(self._futures.values()))
+        self._futures = {}
+
+    def blocks_of(self, keys: Collection[Hashable]) -> set[int]:
+        """Blocks that tasks of this round were to do."""
+        return {b for key in self._attempts_of(keys) for b in self._attempts[key].blocks}
+
+    # -- what comes -------------------------------------------------------------------------
+
+    def _all_at_once(self) -> None:
+        """In a short round, and nothing amiss, all results come by one message."""
+        keys = tuple(self._futures)
+        self._begin_fetch(keys)
+        self._end_fetch(_TICK_S)
+        if self._fetching is not None:
+            # It waits for the last one; from here on they are fetched as they come.
+            self._fetching[1].cancel()
+            self._fetching = None
+
+    def _fetch(self) -> None:
+        """Wait a little for results, and note those that failed."""
+        suspects = self._run.monitor.suspects
+        if self._fetching is not None:
+            keys, fetching, since_s = self._fetching
+            self._end_fetch(_TICK_S)
+            is_late = time.monotonic() - since_s > _FETCH_S
+            if self._fetching is not None and is_late and self._at(keys) & suspects:
+                fetching.cancel()
+                self._fetching = None
+            return
+        status = {key: future.status for key, future in self._futures.items()}
+        for key in [key for key, at in status.items() if at == "error"]:
+            self._fail(key)
+        if any(at in ("cancelled", "lost") for at in status.values()):
+            gone = [self._attempts[key].blocks for key, at in status.items() if at == "cancelled"]
+            raise CancelledError(f"tasks of blocks {gone}")
+        ready = tuple(
+            key
+            for key, at in status.items()
+            if at == "finished" and not self._at((key,)) & suspects
+        )
+        if ready:
+            self._begin_fetch(ready)
+            self._end_fetch(_TICK_S)
+            return
+        pending = [self._futures[key] for key, at in status.items() if at == "pending"]
+        if not pending:
+            # What is left is where nobody answers, or rests.
+            self._never.wait(_TICK_S)
+            return
+
+        async def settle() -> None:
+            with suppress(TimeoutError):
+                await wait(pending, timeout=_TICK_S, return_when="FIRST_COMPLETED")
+
+        # Not waited for from this thread: what the client raises here lives on in a cycle of
+        # frames, and the futures with it.
+        self._in_loop(settle()).result()
+
+    def _begin_fetch(self, keys: tuple[AttemptKey, ...]) -> None:
+        client = self._run.client
+        futures = [self._futures[key] for key in keys]
+
+        async def gather() -> Any:
+            return await client.gather(futures, asynchronous=True)
+
+        self._fetching = keys, self._in_loop(gather()), time.monotonic()
+
+    def _in_loop(self, coroutine: Coroutine[Any, Any, T]) -> ThreadFuture[T]:
+        loop: Any = self._run.client.loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
+
+    def _end_fetch(self, timeout_s: float) -> None:
+        if self._fetching is None:
+            return
+        keys, fetching, _ = self._fetching
+        try:
+            results = fetching.result(timeout_s)
+        except TimeoutError:
+            if not fetching.done():
+                return
+            raise
+        except Exception:
+            self._fetching = None
+            if not self._is_troubled(keys):
+                raise
+            # Which one failed, and of what, is looked at one by one.
+            return
+        self._fetching = None
+        now_s = time.monotonic()
+        for key, result in zip(keys, results, strict=True):
+            counts, actions = self._ledger.finished(key, now_s)
+            self._futures.pop(key, None)
+            if counts:
+                self._results.append((self._attempts[key].blocks, result))
+            self._do(actions)
+
+    def _is_troubled(self, keys: Collection[AttemptKey]) -> bool:
+        futures = [self._futures[key] for key in keys if key in self._futures]
+        return len(futures) < len(keys) or any(f.status != "finished" for f in futures)
+
+    def _fail(self, key: AttemptKey) -> None:
+        """Judge a task that failed: of a death, or of an error of its own."""
+        future = self._futures.pop(key)
+        error = future.exception()
+        if not isinstance(error, KilledWorker | MemoryError):
+            self._futures[key] = future
+            raise error
+        if isinstance(error, KilledWorker):
+            self._listen()
+            worker = str(error.last_worker.address)
+            # The task that was killed is this one, or makes a block that it needs.
+            needed = self._run.blocks.held_in([error.task])
+            keys = [k for k, a in self._ledger.live.items() if k == key or needed & set(a.blocks)]
+            self._ledger.died(worker, keys)
+            if needed:
+                self._run.blocks.remake(needed, self._another(worker), [worker])
+        self._do(self._ledger.failed(key, time.monotonic()))
+
+    def _listen(self) -> None:
+        """Hear what the monitor has seen of workers that died."""
+        for notice in self._run.log.hear():
+            if notice.blamed:
+                running = notice.processing[: notice.threads]
+                self._ledger.died(notice.event.worker, self._attempts_of(running))
+
+    def _look(self) -> None:
+        """Look at the cluster, now and then: who is there, and who does what."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        self._threads = self._run.roster.look()
+        if not self._threads:
+            self._await_workers(now_s)
+            return
+        self._alone_since_s = None
+        for worker, keys in self._run.client.processing().items():
+            for key in self._attempts_of(keys):
+                self._where[key] = worker
+
+    def _await_workers(self, now_s: float) -> None:
+        limit_s = self._run.policy.wait_for_workers_s
+        if self._alone_since_s is None:
+            self._alone_since_s = now_s
+            self._run.log.note(
+                "workers-awaited",
+                "",
+                f"the cluster at {address_of(self._run.client)} has no workers any more",
+                f"waiting for new ones, at most {limit_s:g} s",
+                0,
+            )
+        elif now_s - self._alone_since_s > limit_s:
+            raise FitError(
+                f"{self.name} could not be finished: the cluster at "
+                f"{address_of(self._run.client)} has had no workers for {limit_s:g} s "
+                "(FaultPolicy(wait_for_workers_s=...)): start some and fit again",
+                self._run.run_id,
+                self.number,
+                self._ledger.missing,
+            )
+
+    # -- what is done -----------------------------------------------------------------------
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Submit):
+                self._submit(action)
+            elif isinstance(action, Cancel):
+                futures = [self._futures.pop(key) for key in action.keys if key in self._futures]
+                self._run.client.cancel(futures)
+            else:
+                raise self._given_up(action)
+
+    def _submit(self, submit: Submit) -> None:
+        attempt = submit.attempt
+        run = self._run
+        if submit.kind:
+            suspects = run.monitor.suspects
+            is_extra = submit.kind == "work-duplicated"
+            if is_extra and not run.blocks.can_run(attempt.blocks, suspects):
+                # Nobody can make these blocks but who has them: their worker is waited for.
+                self._attempts[attempt.key] = attempt
+                return
+            again = run.blocks.remake(attempt.blocks, attempt.worker, suspects)
+            action = f"blocks {some(attempt.blocks)} given to {attempt.worker}"
+            run.log.note(submit.kind, attempt.worker, submit.reason, action, len(again))
+        task = run.blocks.survey_task if self._kind == "survey" else run.blocks.round_task
+        function, arguments = task(attempt.blocks)
+        self._attempts[attempt.key] = attempt
+        self.n_submitted += 1
+        self._futures[attempt.key] = run.client.submit(
+            function,
+            len(run.block_nbytes),
+            attempt.blocks,
+            self._request,
+            *arguments,
+            key=run.key(self._kind, self.number, *attempt.key),
+            workers=[attempt.worker],
+            allow_other_workers=True,
+            pure=False,
+        )
+
+    def _given_up(self, action: Poison | Exhausted) -> FitError:
+        run = self._run
+        if isinstance(action, Poison):
+            what = (
+                f"block {action.block} of {len(run.block_nbytes)} is poison: "
+                f"{len(action.workers)} workers died under it, one after the other "
+                f"({', '.join(action.workers)}), the last while it was tried alone. Look at its "
+                "rows, at the code that makes them, and at the memory that takes"
+            )
+            blocks: tuple[int, ...] = (action.block,)
+            worker = action.workers[-1]
+        else:
+            blocks, worker = action.blocks, None
+            what = (
+                f"blocks {some(blocks)} of {len(run.block_nbytes)} were tried "
+                f"{action.n_attempts} times and failed with their workers each time "
+                f"(FaultPolicy(retries={run.policy.retries}))"
+            )
+        message = f"{self.name} could not be finished: {what}"
+        run.log.note("poison-block", worker or "", message, "the fit was stopped", 0)
+        return FitError(message, run.run_id, self.number, blocks, worker)
+
+    def explain(self, error: BaseException) -> FitError:
+        """Say which run, round and blocks it was."""
+        blocks = tuple(
+            sorted(
+                {
+                    block
+                    for key, future in self._futures.items()
+                    if future.status in ("error", "lost", "cancelled")
+                    for block in self._attempts[key].blocks
+                }
+            )
+        )
+        which = f"blocks {some(blocks)} of {len(self._run.block_nbytes)} failed with "
+        return FitError(
+            f"{self.name} could not be finished: {which if blocks else ''}"
+            f"{type(error).__name__}: {error}{_LOST if isinstance(error, CancelledError) else ''}",
+            self._run.run_id,
+            self.number,
+            blocks,
+        )
+
+    # -- who and where ----------------------------------------------------------------------
+
+    def _attempts_of(self, keys: Collection[Hashable]) -> list[AttemptKey]:
+        name, number = self._run.key(self._kind, self.number)
+        found = []
+        for key in keys:
+            if isinstance(key, tuple | list) and tuple(key[:2]) == (name, number):
+                attempt = (int(key[2]), int(key[3]))
+                if attempt in self._attempts:
+                    found.append(attempt)
+        return found
+
+    def _at(self, keys: Collection[AttemptKey]) -> set[str]:
+        return {self._where.get(key, self._attempts[key].worker) for key in keys}
+
+    def _another(self, but: str) -> str:
+        """A worker that can be given something, other than this one if there is any."""
+        suspects = self._run.monitor.suspects
+        able = [w for w in self._threads if w not in suspects and w != but]
+        return able[0] if able else but
+
+
+def some(blocks: Sequence[int]) -> str:
+    """Numbers of blocks, the first few of many."""
+    shown = ", ".join(str(block) for block in blocks[:8])
+    return shown + (f" and {len(blocks) - 8} more" if len(blocks) > 8 else "")
+
+
+def _itself(value: Any) -> Any:
+    return value
