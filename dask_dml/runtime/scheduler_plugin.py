@@ -133,7 +133,9 @@ class FaultMonitor(SchedulerPlugin):
         self._is_recording = False
         self._rows: deque[tuple[float, tuple[str, ...], Any]] = deque()
         self._n_rows = 0
-        self._counts = dict.fromkeys(("suspected", "evicted", "drained", "recovered", "lost"), 0)
+        self._counts = dict.fromkeys(
+            ("looks", "suspected", "evicted", "drained", "recovered", "lost"), 0
+        )
         self._handlers = {name: getattr(self, name) for name in _HANDLERS}
         scheduler.handlers.update(self._handlers)
         for worker in scheduler.workers:
@@ -448,6 +450,7 @@ class FaultMonitor(SchedulerPlugin):
         ws = self._scheduler.workers.get(worker)
         if ws is None:
             return
+        self._counts["looks"] += 1
         answer = None
         if ws.nanny in self._crew.equipped:
             answer = await self._crew.ask(ws.nanny, "dml_look", _LOOK_S, worker=worker)
