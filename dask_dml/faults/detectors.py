@@ -10,6 +10,9 @@ import math
 
 from scipy.special import log_ndtr, ndtri_exp
 
+# The usual one: 100 ms.
+MINIMUM_SIGMA_S = 0.1
+
 
 class PhiAccrual:
     """The phi-accrual detector of one worker.
@@ -56,7 +59,7 @@ class PhiAccrual:
         self,
         pause_s: float,
         interval_s: float = 0.5,
-        minimum_sigma_s: float = 0.1,
+        minimum_sigma_s: float = MINIMUM_SIGMA_S,
         window: int = 1000,
     ) -> None:
         self.pause_s = pause_s

@@ -46,7 +46,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from dask_dml.faults.detectors import LocalPause, PhiAccrual, deviations_of
+from dask_dml.faults.detectors import MINIMUM_SIGMA_S, LocalPause, PhiAccrual, deviations_of
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.telemetry import PREDICTOR_FEATURES, Telemetry, feature_matrix
 
@@ -407,7 +407,9 @@ class Membership:
     def tick(self, now_s: float) -> list[Action]:
         """Judge; to be called every `tick_s`, after what has arrived was handed over."""
         time_s = self._clock.tick(now_s)
-        soonest_s = time_s - self._interval_s - 0.1 * self._deviations
+        # Before this no heartbeat is late, whatever its worker's own mean and deviation are.
+        margin_s = min(max(MINIMUM_SIGMA_S * self._deviations, 0.0), self._policy.pause_s)
+        soonest_s = time_s - self._interval_s - margin_s
         late = [w for w in self._workers.values() if w.is_watched or w.detector.last_s < soonest_s]
         heard_s = time_s - self._silence_s
         if not any(w.sign_s > heard_s for w in self._workers.values() if not w.is_dead):
@@ -436,7 +438,7 @@ class Membership:
         if is_late:
             limit_s = _HEARTBEATS_LOST_S if known.was_heard else _FIRST_HEARTBEAT_S
             silence_s = time_s - max(known.detector.last_s, known.joined_s)
-            if silence_s >= limit_s and known.answered_s > time_s - limit_s:
+            if silence_s >= limit_s and known.answered_s > time_s - 2 * self._ask_every_s:
                 known.is_blocked = known.is_watched = True
                 is_late = False
                 evidence = f"it answers probes, but no heartbeat came for {silence_s:.1f} s"
@@ -456,7 +458,9 @@ class Membership:
         if not known.was_heard:
             return time_s >= known.joined_s + _FIRST_HEARTBEAT_S
         margin_s = min(self._deviations * detector.sigma_s, detector.pause_s)
-        return time_s >= detector.last_s + detector.mean_s + margin_s
+        # However slow it has been: when a stopped process may be evicted, it must have been seen.
+        limit_s = max(self._policy.confirm_s, 2 * self._interval_s)
+        return time_s >= detector.last_s + min(detector.mean_s + max(margin_s, 0.0), limit_s)
 
     def _suspected(self, known: _Worker, time_s: float) -> list[Action]:
         """Suspect the worker, if anything speaks for it."""
@@ -475,7 +479,8 @@ class Membership:
             and known.asked_s > known.sign_s
             and known.relays_failed >= known.relays_asked
         ):
-            evidence = f"the direct probe and {known.relays_failed} through other workers failed"
+            others = f" and {known.relays_failed} through others" if known.relays_failed else ""
+            evidence = f"the direct probe{others} failed"
         elif (
             known.was_heard
             and not known.is_blocked

@@ -199,6 +199,19 @@ def test_a_stopped_process_is_suspect_within_2_5_s_and_evicted_within_4_s(n, see
     assert POLICY.confirm_s <= evicted_s - since_s <= 4.0
 
 
+def test_a_history_of_stalls_does_not_delay_the_eviction():
+    world = world_of(3)
+    for _ in range(30):
+        world.machines["w0"].process = HOLDS_GIL
+        world.run(2.4)
+        world.machines["w0"].process = IDLE
+        world.run(0.6)
+    since_s = happens(world, "w0", process=STOPPED)
+    world.run(4.0)
+    [(evicted_s, _)] = world.of(Evict)
+    assert evicted_s - since_s <= 4.0
+
+
 @pytest.mark.parametrize("has_nanny", [True, False])
 @pytest.mark.parametrize("n", [1, 2, 3, 10])
 @pytest.mark.parametrize("change", [{"process": HOLDS_GIL}, {"link": CUT}])
@@ -237,7 +250,7 @@ def test_a_worker_that_lives_is_suspected_never_evicted_and_rehabilitated(proces
     happens(world, "w0", process=process)
     world.run(300.0)
     assert [action.worker for _, action in world.of(Suspect)] == ["w0"]
-    assert world.of((Evict, Rehabilitate)) == []
+    assert world.of((Evict, Rehabilitate, HeartbeatsBlocked)) == []
     since_s = world.now_s
     world.machines["w0"].process = IDLE
     world.run(2.0)
