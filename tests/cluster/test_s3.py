@@ -1,4 +1,4 @@
-"""A dataset in a bucket is read by the workers."""
+"""A dataset in a bucket is read by the workers; checkpoints are kept in one."""
 
 from __future__ import annotations
 
@@ -52,3 +52,36 @@ def test_a_fit_from_a_bucket(bucket, problem, local, same_bits, monkeypatch):
         same_bits(LogisticRegression().fit(store), expected)
         monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", 0.0)
         same_bits(LogisticRegression().fit(store), expected)
+
+
+def test_checkpoints_in_a_bucket(bucket, problem, local, same_bits, on_round):
+    url, _ = bucket
+    data = problem.X, problem.two
+
+    def stop():
+        raise KeyboardInterrupt
+
+    def model(**arguments):
+        return LogisticRegression(solver="lbfgs", runtime=local, **arguments)
+
+    expected = model().fit(*data)
+    place = dml.Checkpoint(f"{url}/fits/nightly", every_rounds=1)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        model(checkpoint=place, callbacks=[on_round(4, stop)]).fit(*data)
+    assert f"{url}/fits/nightly/round-000005" in "".join(raised.value.__notes__)
+    # As if killed in mid-write: objects of the newest one are missing, its manifest among them.
+    client = boto3.client("s3")
+    name = url.removeprefix("s3://")
+    prefix = "fits/nightly/"
+    client.delete_object(Bucket=name, Key=f"{prefix}round-000005/zarr.json")
+    resumed = model(checkpoint=place).fit(*data)
+    same_bits(resumed, expected)
+    (event,) = resumed.faults_.to_dict("records")
+    assert event["round"] == 3
+    assert "passed over, since incomplete: round-000005" in event["evidence"]
+    n_rounds = len(expected.history_)
+    left = {key["Key"] for key in client.list_objects_v2(Bucket=name, Prefix=prefix)["Contents"]}
+    assert {key.removeprefix(prefix).split("/")[0] for key in left} == {
+        f"round-{n:06d}" for n in (n_rounds - 1, n_rounds)
+    }
+    same_bits(model(checkpoint=place).fit(*data), expected)
