@@ -59,8 +59,8 @@ class Chaos:
     Raises
     ------
     ClusterError
-        If the cluster was started by others and `allow_foreign` is false, or the schedule has faults
-        that cannot be caused there.
+        If the cluster was started by others and `allow_foreign` is false, or the schedule has
+        faults that cannot be caused there.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class MachineNanny(Nanny):
     def __init__(self, machine: int, host: str, relay: str, **options: Any) -> None:
         super().__init__(host=host, **options)
         self._machine = machine
-        self._host = host
+        self._own_host = host
         self._control = RelayControl(relay) if relay else None
         self._contact = ""
 
@@ -60,7 +60,7 @@ class MachineNanny(Nanny):
         """Start a worker, at a new address."""
         if self._control is not None:
             with socket.socket() as probe:
-                probe.bind((self._host, 0))
+                probe.bind((self._own_host, 0))
                 port = probe.getsockname()[1]
             self.contact_address = self._relayed(port)
             where = {"port": port, "contact_address": self.contact_address}
@@ -74,8 +74,8 @@ class MachineNanny(Nanny):
 
     def _relayed(self, port: int) -> str:
         assert self._control is not None
-        port = self._control.open("tcp", self._machine, "in", self._host, port)
-        return f"tcp://{self._host}:{port}"
+        port = self._control.open("tcp", self._machine, "in", self._own_host, port)
+        return f"tcp://{self._own_host}:{port}"
 
 
 def report(**facts: Any) -> None:

@@ -80,7 +80,7 @@ class Network(Protocol):
 
 
 class PlainNetwork:
-    """This host's own network, in which nobody can be cut off."""
+    """The network of the host itself, in which nobody can be cut off."""
 
     scheduler_host = _LOOPBACK
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -215,6 +216,8 @@ async def run(path: str) -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
+    # Nobody is left whose connections should be closed in good order.
+    os._exit(0)
 
 
 if __name__ == "__main__":

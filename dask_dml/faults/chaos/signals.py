@@ -1,8 +1,8 @@
 """Stops a process for a while, or lets it run a tenth of the time: a process of its own.
 
-It runs as `python signals.py PID ACTION SECONDS`, with action "hang" or "slow", imports the standard
-library alone, and lets the process go on when it ends or gets SIGTERM. A process that has ended is
-left alone, also when its number was given to another one.
+It runs as `python signals.py PID ACTION SECONDS`, with action "hang" or "slow", imports the
+standard library alone, and lets the process go on when it ends or gets SIGTERM. A process that has
+ended is left alone, also when its number was given to another one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -42,10 +43,8 @@ def disturb(pid: int, action: str, duration_s: float) -> None:
         return
     finally:
         if started(pid) == same:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-            except ProcessLookupError:
-                pass
 
 
 def _end(number: int, frame: FrameType | None) -> None:
