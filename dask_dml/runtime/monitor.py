@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -9,7 +10,9 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +27,7 @@ from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
 
+_PLUGIN = "dask_dml.runtime.scheduler_plugin"
 # The plugin may leave the cluster just as a fit comes; then it is sent once more.
 _TIMES = 3
 # What a scheduler answers that takes no plugin, has no such package, or is not there any more.
@@ -91,9 +95,14 @@ _feeds_lock = threading.Lock()
 def _feed_of(client: Client) -> _Feed:
     with _feeds_lock:
         feed = _feeds.get(client)
-        if feed is None:
-            feed = _feeds[client] = _Feed()
-            client.subscribe_topic(FEED, feed)
+        if feed is not None:
+            return feed
+        feed = _feeds[client] = _Feed()
+        client.subscribe_topic(FEED, feed)
+    # In a thread of the scheduler's: loading it with the plugin would hold up all others there for
+    # seconds. Where that is refused or fails, what happens to the plugin tells why.
+    with suppress(*_REFUSALS):
+        client.run_on_scheduler(asyncio.to_thread, import_module, _PLUGIN)
     return feed
 
 

@@ -21,7 +21,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -45,6 +45,7 @@ from dask_dml.faults.membership import (
     heartbeat_interval_s,
 )
 from dask_dml.faults.policy import FaultPolicy
+from dask_dml.faults.prediction import Predictor
 from dask_dml.faults.telemetry import COLUMNS
 from dask_dml.faults.timeline import TOPIC, FaultEvent
 from dask_dml.runtime.crew import Crew
@@ -59,7 +60,10 @@ FEED = "dml-faults-feed"
 LINGER_S = 30.0
 
 # Heartbeats are read so often; their times are exact to that, which is little against the interval.
+# On fleets of more than 250 workers less often: reading many at once is cheaper.
 _READ_S = 0.05
+_READ_LEAST_S = 0.2
+_READ_WORKERS = 5_000
 _LOOK_S = 2.0
 _RESTART_S = 60.0
 _RESTART_TIMES = 20
@@ -279,6 +283,8 @@ class FaultMonitor(SchedulerPlugin):
         """Take the most patient of what the runs want."""
         policies = [run.policy for run in self._runs.values()]
         self._policy = reduce(FaultPolicy.most_patient, policies)
+        if self._policy.predictor is None:
+            self._policy = replace(self._policy, predictor=Predictor.packaged())
         self._membership.policy = self._policy
         for worker in self._membership.suspects:
             self._pause(worker)
@@ -384,14 +390,15 @@ class FaultMonitor(SchedulerPlugin):
         """Read heartbeats, and judge."""
         tick_s = record_s = _now_s()
         while True:
-            await asyncio.sleep(_READ_S)
+            read_s = min(max(_READ_S, len(self._threads) / _READ_WORKERS), _READ_LEAST_S)
+            await asyncio.sleep(read_s)
             now_s = _now_s()
             for worker, telemetry in self._receiver.receive():
                 actions = self._membership.heard(worker, now_s, telemetry)
                 if actions:
                     self._act(actions)
             if now_s >= tick_s and self._runs:
-                tick_s = now_s + TICK_S - _READ_S / 2
+                tick_s = now_s + TICK_S - read_s / 2
                 self._act(self._membership.tick(now_s))
             if now_s >= record_s and self._is_recording:
                 record_s = now_s + _RECORD_S
@@ -539,10 +546,11 @@ class FaultMonitor(SchedulerPlugin):
                 )  # fmt: skip
                 self._act(joined)
         elif not is_final:
+            if self._policy.restart and ws.nanny:
+                # Before it finds that it is cut off: then it would close its nanny as well.
+                await self._restart(worker, ws.nanny)
             if stream is not None:
                 stream.abort()
-            if self._policy.restart and ws.nanny:
-                await self._restart(worker, ws.nanny)
 
     def _pause(self, worker: str) -> None:
         """Have Dask give nothing to a suspect; the worker itself is not told."""

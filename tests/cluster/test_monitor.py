@@ -16,12 +16,12 @@ import time
 import dask
 import numpy as np
 import pytest
-from distributed import Client, KilledWorker, LocalCluster
+from distributed import Client, Event, KilledWorker, LocalCluster
 
 from dask_dml.errors import ClusterError
 from dask_dml.faults import TOPIC, FaultEvent, FaultPolicy
 from dask_dml.faults.chaos.metadata import StandInMetadata
-from dask_dml.faults.telemetry import COLUMNS
+from dask_dml.faults.telemetry import COLUMNS, FEATURES
 from dask_dml.runtime.monitor import FaultMonitorWarning, Monitor
 from dask_dml.runtime.scheduler_plugin import NAME, FaultMonitor
 
@@ -291,6 +291,32 @@ def test_a_notice_drains_a_worker_and_its_data_stays(fleet, chief, heard, until)
     assert "worker-lost" not in heard.kinds(victim)
     np.testing.assert_array_equal(held.result(timeout=DEADLINE_S), np.arange(1000))
     restore(fleet, chief, until)
+
+
+@pytest.mark.slow
+def test_a_predicted_loss_drains_a_worker_and_starts_another(fleet, chief, until):
+    class Pessimist:
+        """Gives up on whoever does something."""
+
+        def probabilities(self, X):
+            return np.clip(X[:, FEATURES.index("executing")], 0.0, 1.0)
+
+    victim, other = workers_of(chief)
+    gate = Event("gate", client=chief)
+    with Monitor(chief, FaultPolicy(predictor=Pessimist()), "run-1") as monitor:
+        heard = Heard(monitor)
+
+        def wait_at_the_gate():
+            return Event("gate").wait()
+
+        future = chief.submit(wait_at_the_gate, workers=[victim], pure=False)
+        until(lambda: heard("worker-left", victim), "it was drained")
+        assert "probability" in heard("worker-draining", victim).event.evidence
+        until(lambda: heard("worker-restarted", victim), "its nanny has started another")
+        until(lambda: len(workers_of(chief)) == N_WORKERS, "another worker has joined")
+        assert heard.kinds(other) == []
+        gate.set()
+        future.release()
 
 
 @pytest.mark.slow
