@@ -12,8 +12,9 @@ The first result of a block counts, later ones are dropped by key. A shard under
 died (two, by default) is taken apart, and each of its blocks is tried alone on a worker that has
 nothing else of the round, after a pause in which a cluster that is losing many workers at once
 comes to rest. A block that is done is innocent. One that has killed `FaultPolicy.poison_deaths`
-workers is poison if the last of them died of it alone: with no other attempt on the worker, and no
-other worker dying at about that time. Where several die at a time, blocks are tried one by one.
+workers, one after the other, is poison if the last of them died of it alone: with no other attempt
+on the worker, and no other worker dying at about that time. Where several die at a time, blocks
+are tried one by one.
 
 References
 ----------
@@ -27,6 +28,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from dask_dml.faults.policy import FaultPolicy
 
@@ -35,6 +37,9 @@ STRAGGLER_S = 0.5
 # How long a block rests that is to be tried alone; workers that die closer together than this may
 # die of the same cause.
 REST_S = 2.0
+# Deaths closer together than this are one: Dask gives the work of the first worker to the second,
+# which is dead by then.
+AT_ONCE_S = 0.25
 # A failure may be heard of before the death that explains it; so long it waits for that.
 SETTLE_S = 0.1
 # Deaths under a shard from which on it is taken apart, or one less than make poison.
@@ -291,7 +296,7 @@ class Ledger:
             why = ""
             if at <= suspects:
                 why = f"{_some(at)} is suspect"
-            elif len(shard.live) == 1:
+            elif len(shard.live) == 1 and not shard.is_alone:
                 (last,) = shard.live.values()
                 elapsed_s = now_s - limits.begun_s(last.started_s, *at)
                 usual_s = limits.usual_s(self._weight(shard.blocks))
@@ -332,7 +337,7 @@ class Ledger:
             rest_s = max(self._died_s.values()) + REST_S
             shard.rests_until_s = max(shard.rests_until_s, rest_s)
         deaths = max((self._deaths.get(b, []) for b in shard.blocks), key=len)
-        if shard.proof and len(deaths) >= self._policy.poison_deaths:
+        if shard.proof and self._n_moments(deaths) >= self._policy.poison_deaths:
             if now_s < shard.rests_until_s:
                 return []
             died_s = self._died_s[shard.proof]
@@ -349,6 +354,11 @@ class Ledger:
         if len(deaths) >= split_from and not shard.is_alone:
             self._try_alone(number, now_s + REST_S)
         return []
+
+    def _n_moments(self, workers: Sequence[str]) -> int:
+        """How many times workers died, one after the other; those that died at once count once."""
+        times = sorted(self._died_s[worker] for worker in workers)
+        return 1 + sum(later - at > AT_ONCE_S for at, later in pairwise(times))
 
     def _try_alone(self, number: int, not_before_s: float) -> None:
         shard = self._shards[number]

@@ -236,7 +236,7 @@ def finish_all_but(block, cluster):
             cluster.finish(other)
 
 
-def dies_of(block, cluster, order):
+def dies_of(block, cluster, order, after_s=0.5):
     """Whoever holds the block dies, one of `order` after the other; what the ledger says of it."""
     found = []
     for worker in order:
@@ -250,6 +250,7 @@ def dies_of(block, cluster, order):
                 return found
         (key,) = keys
         at = cluster.ledger.live[key].worker
+        found += cluster.pass_time(after_s)
         found += cluster.kill(at)
         cluster.join(worker)
     return found + cluster.pass_time(2 * REST_S)
@@ -276,6 +277,26 @@ def test_poison_takes_as_many_workers_as_the_policy_says(poison_deaths):
     (poison,) = [action for action in found if isinstance(action, Poison)]
     # Alone at the last, so that one death is not enough.
     assert len(poison.workers) == max(poison_deaths, 2)
+
+
+def test_workers_that_die_at_the_same_moment_are_one_death_under_a_block():
+    """Two are killed at once, and a third one as the block is alone: three, and yet by chance."""
+    cluster = Cluster([("a", (0,)), ("b", (1,)), ("c", (2,))])
+    cluster.kill("a", fails=False)
+    cluster.where = {(0, 0): "b"}
+    cluster.kill("b")
+    cluster.join("d")
+    cluster.finish((2, 0))
+    found = []
+    for _ in range(60):
+        found += cluster.pass_time()
+        finish_all_but(0, cluster)
+    (key,) = [k for k, a in cluster.ledger.live.items() if a.blocks == (0,)]
+    found += cluster.kill(cluster.ledger.live[key].worker)
+    cluster.join("e")
+    found += cluster.pass_time(3 * REST_S)
+    assert not [a for a in found if isinstance(a, Poison)]
+    assert any(a.blocks == (0,) for a in cluster.ledger.live.values())
 
 
 def test_the_neighbours_of_poison_are_innocent():
@@ -350,6 +371,7 @@ def test_a_death_that_is_heard_of_after_the_failure_counts():
                 break
             cluster.pass_time()
         (key,) = keys
+        cluster.pass_time(0.5)
         worker = cluster.ledger.live[key].worker
         del cluster.threads[worker]
         found += cluster.ledger.failed(key, cluster.now_s)

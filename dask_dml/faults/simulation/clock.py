@@ -83,6 +83,26 @@ class Noise:
     freeze_sigma: float = 1.0
     work_sigma: float = 0.1
 
+    def hold_share(self, least_s: float, most_s: float) -> float:
+        """Share of the holds that last so long."""
+
+        def over(limit_s: float) -> float:
+            is_never = limit_s > self.longest_hold_s
+            return 0.0 if is_never else min((self.hold_s / limit_s) ** self.hold_shape, 1.0)
+
+        return over(least_s) - over(most_s)
+
+    def freeze_share(self, least_s: float, most_s: float) -> float:
+        """Share of the standstills that last so long."""
+
+        def over(limit_s: float) -> float:
+            if limit_s == math.inf:
+                return 0.0
+            deviations = math.log(limit_s / self.freeze_s) / self.freeze_sigma
+            return 0.5 * math.erfc(deviations / math.sqrt(2.0))
+
+        return over(least_s) - over(most_s)
+
     def draw_hold_s(self, rng: random.Random) -> float:
         """How long a process holds its GIL."""
         return min(self.hold_s * rng.paretovariate(self.hold_shape), self.longest_hold_s)

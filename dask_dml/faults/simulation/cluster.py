@@ -43,6 +43,7 @@ from dask_dml.faults.telemetry import Telemetry
 
 LOOK_S = 2.0
 WORKER_TTL_S = 300.0
+_TTL_CHECKS = 10
 _RETRY_S = 3.0
 _RETRIES = 20
 _COPY_S = 0.3
@@ -101,11 +102,11 @@ class SimulatedCluster:
         self._paused: set[str] = set()
         self._draining: set[str] = set()
         self._outbox: dict[Process, list[Task]] = {}
-        self._last_s: dict[str, float] = {}
+        self._n_unheard: dict[str, int] = {}
         for _ in range(n_workers):
             self._registered(self._process(self._machine()))
         clock.after(rng.random() * TICK_S, self._tick)
-        clock.after(WORKER_TTL_S / 10, self._check_ttl)
+        clock.after(WORKER_TTL_S / _TTL_CHECKS, self._check_ttl)
 
     # -- what fits ask ----------------------------------------------------------------------
 
@@ -181,7 +182,7 @@ class SimulatedCluster:
             return
         worker = process.address
         self.workers[worker] = process
-        self._last_s[worker] = self.clock.now_s
+        self._n_unheard[worker] = 0
         self._act(self.membership.joined(worker, self.clock.now_s, has_nanny=True))
         self._listener("worker-joined", worker, "new with the scheduler", (), False)
         # Its plugin comes a moment later.
@@ -215,13 +216,12 @@ class SimulatedCluster:
         self._listener(kind, worker, evidence, processing, not expected)
 
     def _check_ttl(self) -> None:
-        now_s = self.clock.now_s
         for worker, process in list(self.workers.items()):
-            if process.is_sound and process.answers_s <= now_s:
-                self._last_s[worker] = now_s
-            elif now_s - self._last_s[worker] > WORKER_TTL_S:
+            is_heard = process.is_sound and process.answers_s <= self.clock.now_s
+            self._n_unheard[worker] = 0 if is_heard else self._n_unheard[worker] + 1
+            if self._n_unheard[worker] > _TTL_CHECKS:
                 self._removed(worker, False, "worker-lost", "silent for worker-ttl")
-        self.clock.after(WORKER_TTL_S / 10, self._check_ttl)
+        self.clock.after(WORKER_TTL_S / _TTL_CHECKS, self._check_ttl)
 
     # -- the watcher ------------------------------------------------------------------------
 
