@@ -282,9 +282,10 @@ class FaultMonitor(SchedulerPlugin):
     def _combine(self) -> None:
         """Take the most patient of what the runs want."""
         policies = [run.policy for run in self._runs.values()]
-        self._policy = reduce(FaultPolicy.most_patient, policies)
-        if self._policy.predictor is None:
-            self._policy = replace(self._policy, predictor=Predictor.packaged())
+        policy = reduce(FaultPolicy.most_patient, policies)
+        if policy.predictor is None:
+            policy = replace(policy, predictor=Predictor.packaged())
+        self._policy = policy
         self._membership.policy = self._policy
         for worker in self._membership.suspects:
             self._pause(worker)

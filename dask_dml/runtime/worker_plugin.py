@@ -217,12 +217,20 @@ class NoticeWatch(threading.Thread):
     watch : PreemptionWatch
     tell : callable
         Called in this thread with each new notice.
+    interval_s : float
+        Between two polls.
     """
 
-    def __init__(self, watch: PreemptionWatch, tell: Callable[[PreemptionNotice], None]) -> None:
+    def __init__(
+        self,
+        watch: PreemptionWatch,
+        tell: Callable[[PreemptionNotice], None],
+        interval_s: float = _NOTICE_S,
+    ) -> None:
         super().__init__(name="dml-preemption", daemon=True)
         self._watch = watch
         self._tell = tell
+        self._interval_s = interval_s
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -233,7 +241,7 @@ class NoticeWatch(threading.Thread):
             if notice is not None and notice != told:
                 self._tell(notice)
             told = notice
-            self._ended.wait(_NOTICE_S)
+            self._ended.wait(self._interval_s)
 
     def stop(self) -> None:
         """Have the thread end; `join` waits for it."""
