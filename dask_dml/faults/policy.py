@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from dask_dml.faults.prediction import Predictor
+
+
+class Trainable(Protocol):
+    """What a predictor can be fitted on: `dask_dml.faults.training.Records`."""
+
+    def train(self) -> Predictor:
+        """Fit a predictor."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class FaultPolicy:
         Watch the workers with a plugin on the scheduler. Without it the fit goes on with what Dask
         itself notices.
     heartbeat_s : float
-        Interval of the workers' heartbeats; longer on fleets of more than 500 workers.
+        Interval of the workers' heartbeats; longer on fleets of more than 250 workers.
     phi : float
         Threshold of the phi-accrual detector.
     pause_s : float
@@ -136,6 +144,20 @@ class FaultPolicy:
 
     def _wrong(self, name: str, expected: str) -> str:
         return f"FaultPolicy({name}=...) must be {expected}, got {getattr(self, name)!r}"
+
+    def retrained(self, records: Trainable) -> FaultPolicy:
+        """The same policy with a predictor that is fitted on a site's own records.
+
+        Parameters
+        ----------
+        records : dask_dml.faults.training.Records
+
+        Raises
+        ------
+        DataError
+            If the records hold no loss of a worker, or nothing else.
+        """
+        return replace(self, predictor=records.train())
 
     def most_patient(self, other: FaultPolicy) -> FaultPolicy:
         """Combine the policies of two fits on one cluster: no worker goes sooner than either says.

@@ -19,7 +19,7 @@ class StandInMetadata:
     """A metadata service on this machine, in a thread, as one provider's answers.
 
     Give `url` to `PreemptionWatch`, or to a cluster's workers as the setting
-    ``dml.faults.preemption.url``.
+    ``dml.preemption.url``.
 
     Parameters
     ----------
