@@ -309,6 +309,10 @@ class FaultMonitor(SchedulerPlugin):
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """A worker is new."""
+        # Where all workers were lost at once, Dask would have tasks wait for the very worker that
+        # they were meant for, also those that others may do.
+        meant = [ts.key for ts in scheduler.unrunnable if ts.loose_restrictions]
+        scheduler.set_restrictions(dict.fromkeys(meant, ()))
         self._join(worker)
         action = "watched from now on" if self._runs else ""
         self._publish("worker-joined", worker, "new with the scheduler", action)
