@@ -27,7 +27,8 @@ from dask_dml.data.inputs import made_up_names
 from dask_dml.data.layout import choose_grid
 from dask_dml.data.source import ArraySource, Source, dask_source
 from dask_dml.errors import DataError, IncompatibleError
-from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper, identity
+from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
+from dask_dml.faults.identity import identity
 from dask_dml.objective import Problem, Survey, TargetKind
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder

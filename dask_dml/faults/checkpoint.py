@@ -12,7 +12,6 @@ another order, or another target with the same sums, are found out by that evalu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -40,6 +39,7 @@ from dask_dml.errors import (
     StoreFormatError,
     StoreVersionError,
 )
+from dask_dml.faults.identity import fingerprint
 from dask_dml.faults.timeline import FaultEvent
 from dask_dml.objective import Survey
 from dask_dml.objective.losses import Array
@@ -191,68 +191,6 @@ class Log(Protocol):
     faults: list[dict[str, object]]
 
 
-def identity(
-    estimator: str,
-    arguments: Mapping[str, Any],
-    row_chunks: Sequence[int],
-    feature_names: Sequence[str],
-) -> dict[str, Any]:
-    """What makes two fits the same one, as far as it is known before any data is read.
-
-    Parameters
-    ----------
-    estimator : str
-        Name of the class.
-    arguments : mapping of str to what JSON holds
-        Those that have a say in the result.
-    row_chunks : sequence of int
-        Rows of each block.
-    feature_names : sequence of str
-
-    Returns
-    -------
-    dict
-        What JSON holds, by names for messages.
-    """
-    chunks = np.asarray(row_chunks, dtype=np.int64)
-    size = f"{chunks.min()}" if chunks.min() == chunks.max() else f"{chunks.min()}-{chunks.max()}"
-    names = list(feature_names)
-    return {
-        "estimator": estimator,
-        **{f"argument {name!r}": value for name, value in arguments.items()},
-        "blocks": f"{len(chunks)} of {size} rows, digest {_digest(chunks)}",
-        "columns": f"{len(names)}, {names[0]!r} to {names[-1]!r}, digest {_digest(names)}",
-    }
-
-
-def fingerprint(survey: Survey) -> dict[str, Any]:
-    """What a survey tells one data set from another by, as `identity`; the sample is left out."""
-    return {
-        "rows": survey.n_rows,
-        "sum of the weights": survey.weight,
-        "sums of the columns": f"digest {_digest(survey.moment1)}",
-        "sums of squares of the columns": f"digest {_digest(survey.moment2)}",
-        "bounds of the columns": f"digest {_digest(survey.lower, survey.upper)}",
-        "classes": f"{len(survey.classes)}, digest {_digest(survey.classes.tolist())}",
-        "rows and weights of the classes": (
-            f"digest {_digest(survey.class_rows, survey.class_weight)}"
-        ),
-        "sum of the target": survey.target_moment1,
-        "sum of squares of the target": survey.target_moment2,
-    }
-
-
-def _digest(*values: NDArray[Any] | list[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for value in values:
-        digest.update(
-            np.ascontiguousarray(value).tobytes()
-            if isinstance(value, np.ndarray)
-            else json.dumps(value, default=str).encode()
-        )
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class _Found:
     """A checkpoint that was read.
@@ -352,8 +290,7 @@ class CheckpointKeeper:
         """
         data = fingerprint(survey)
         if self._found is not None:
-            there = {name: self._found.record["identity"].get(name) for name in data}
-            self._check(there, data)
+            self._check(self._found.record["identity"], data)
         self._identity = {**self._identity, **data}
 
     def restored(self, solver: Solver[S]) -> Progress[S] | None:
@@ -414,10 +351,10 @@ class CheckpointKeeper:
                 )
             )
         evidence = "" if self._found is None else self._found.evidence
+        self._found = None  # its numbers may be many
         action = f"went on after round {progress.n_rounds - 1}"
         if progress.state.reason:
             action = f"nothing left to do: {progress.state.reason} in round {progress.n_rounds - 1}"
-        logger.info("run %s: %s from %s", self._run_id, action, evidence)
         return FaultEvent(
             time_s, "checkpoint-resumed", "", evidence, action, cost_s, run=self._run_id
         )
@@ -467,7 +404,7 @@ class CheckpointKeeper:
             f"Its state after {self._written} rounds is kept in {self._path(self._good[-1])}: the "
             "same call goes on from there, on any cluster"
         )
-        if isinstance(error, FitError):
+        if is_interrupted:
             error.args = (f"{str(error).rstrip('.')}. {hint}", *error.args[1:])
         else:
             error.add_note(hint)
@@ -587,13 +524,15 @@ class CheckpointKeeper:
         return None
 
     def _check(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        differing = [
-            f"{name} is {there.get(name)!r} there and {value!r} here"
-            for name, value in here.items()
-            if there.get(name) != value
-        ]
-        if differing:
-            raise IncompatibleError(self._other_fit("; ".join(differing[:5])))
+        differing = [name for name, value in here.items() if there.get(name) != value]
+        if not differing:
+            return
+        said = "; ".join(
+            f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in differing[:5]
+        )
+        if all(name.startswith("sum") for name in differing):
+            said += " (if it is the same data: another kind of CPU gives sums other last bits)"
+        raise IncompatibleError(self._other_fit(said))
 
     def _other_fit(self, difference: str) -> str:
         return (

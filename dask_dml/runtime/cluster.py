@@ -137,6 +137,10 @@ class ClusterExecutor:
         """Sums over all blocks."""
         return self._evaluate(RoundWork(request), "hessian" if request.order == 2 else "gradient")
 
+    def publish(self, event: FaultEvent) -> None:
+        """Put an event of the fit's own on the Dask topic and in the log."""
+        self._monitor.publish(event)
+
     def close(self) -> None:
         """Let go of all futures; what others hold stays."""
         self._blocks.release()

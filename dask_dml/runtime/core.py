@@ -69,6 +69,10 @@ class Executor(Protocol):
         """Sums over all blocks, one pass."""
         ...
 
+    def publish(self, event: FaultEvent) -> None:
+        """Tell of an event that the fit itself has noticed, in the log and where others look."""
+        ...
+
     def close(self) -> None:
         """Release blocks, threads and futures."""
         ...
@@ -285,6 +289,7 @@ def _verified(
         evaluation = problem.evaluation(progress.point, result.total)
     cost_s = survey.seconds + result.seconds
     event = keeper.verified(progress, evaluation, time.time(), cost_s)
+    executor.publish(event)
     return replace(survey, faults=(*survey.faults, *result.faults, event))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TypeVar
 import psutil
 
 from dask_dml.data.source import RawBlock, Source
+from dask_dml.faults import FaultEvent
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime.core import RoundResult, Stopwatch
@@ -25,6 +27,8 @@ from dask_dml.runtime.shard import (
     read_ahead,
     run_shard,
 )
+
+logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Contribution)
 B = TypeVar("B", RawBlock, EncodedBlock)
@@ -82,6 +86,10 @@ class LocalExecutor:
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks."""
         return self._evaluate(RoundWork(request), self._encoded_blocks)
+
+    def publish(self, event: FaultEvent) -> None:
+        """Tell of an event in the log; nobody else is there to hear of it."""
+        logger.info("%s: %s; %s", event.kind, event.evidence, event.action)
 
     def close(self) -> None:
         """Stop the threads and let go of the blocks."""

@@ -15,6 +15,7 @@ from distributed import Client
 
 import dask_dml as dml
 from dask_dml.errors import FitError
+from dask_dml.faults import TOPIC
 
 DEADLINE_S = 120.0
 
@@ -179,7 +180,9 @@ def test_the_scheduler_is_killed_under_a_living_client(
     ):
         descent(**arguments, callbacks=[on_round(2, scheduler.kill)]).fit(data)
     assert str(place / "round-000003") in str(raised.value)
-    with processes(tmp_path, "second"):
+    with processes(tmp_path, "second") as (_, client):
         model = descent(**arguments).fit(data)
+        told = [message["kind"] for _, message in client.get_events(TOPIC)]
+    assert "checkpoint-resumed" in told
     same_bits(model, descent(runtime=local).fit(data))
     assert "checkpoint-resumed" in set(model.faults_["kind"])

@@ -24,12 +24,14 @@ from dask_dml.data.store import load_arrays, save_arrays
 from dask_dml.errors import (
     FitError,
     IncompatibleError,
+    NoWorkersError,
     StoreError,
     StoreExistsError,
     StoreFormatError,
     StoreVersionError,
 )
-from dask_dml.faults.checkpoint import CheckpointKeeper, Progress, Rhythm, identity
+from dask_dml.faults.checkpoint import CheckpointKeeper, Progress, Rhythm
+from dask_dml.faults.identity import identity
 from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
 from dask_dml.report.history import History
 from dask_dml.runtime import RoundEnded
@@ -182,6 +184,12 @@ def test_a_finished_fit_is_returned_as_it_is(tmp_path):
         assert again.n_passes_ == first.n_passes_ + 2
         assert "nothing left to do: converged" in again.faults_["action"].iloc[0]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_model_that_was_fitted_with_checkpoints_is_saved_without_them(tmp_path):
+    model = Ridge(runtime=LOCAL, checkpoint=dml.Checkpoint(tmp_path / "fit"))
+    model.fit(X, SCORES[:, 0]).save(tmp_path / "model.zarr")
+    assert dml.load_model(tmp_path / "model.zarr").checkpoint is None
 
 
 def test_a_fit_that_ran_out_of_iterations_says_so_again(tmp_path):
@@ -516,6 +524,12 @@ def test_an_error_of_the_fit_says_where_its_checkpoint_is(tmp_path):
     assert "the same call goes on from there" in str(raised)
     assert (raised.run, raised.round, raised.blocks, raised.worker) == ("r", 3, (1, 2), "tcp://w")
     assert names(tmp_path) == ["round-000004"]
+
+
+def test_so_does_an_error_of_the_cluster(tmp_path):
+    model = LogisticRegression(runtime=LOCAL, checkpoint=tmp_path)
+    raised = interrupt(model, 1, X, TWO, error=NoWorkersError("all workers are gone"))
+    assert str(raised).startswith("all workers are gone. Its state after 2 rounds is kept in")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, StopError])
