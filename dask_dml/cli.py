@@ -16,14 +16,15 @@ class Commands(click.Group):
     """A group that loads its commands late; they fail with one line and exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from dask_dml.commands import COMMANDS
+        from dask_dml import commands, fault_commands
 
-        return [*super().list_commands(ctx), *COMMANDS]
+        return [*super().list_commands(ctx), *commands.COMMANDS, *fault_commands.COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from dask_dml.commands import COMMANDS
+        from dask_dml import commands, fault_commands
 
-        return COMMANDS.get(cmd_name) or super().get_command(ctx, cmd_name)
+        found = commands.COMMANDS.get(cmd_name) or fault_commands.COMMANDS.get(cmd_name)
+        return found or super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         from dask_dml.commands import FAILURES, one_line, say

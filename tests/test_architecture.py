@@ -71,7 +71,8 @@ ROOMS = {
     "commands": room(
         f"{MODELS} faults.training faults.chaos datasets demo", SCREEN | {"psutil"}
     ),
-    "cli": room("commands", {"click"}),
+    "fault_commands": room(f"{MODELS} faults.chaos commands", SCREEN),
+    "cli": room("commands fault_commands", {"click"}),
 }
 
 
@@ -165,7 +166,10 @@ def test_rooms_build_on_rooms_below_them_only():
     ("package", "rooms"),
     [
         ("zarr", {"data.store"}),
-        ("distributed", {"runtime", "report", "faults.chaos", "demo", "commands"}),
+        (
+            "distributed",
+            {"runtime", "report", "faults.chaos", "demo", "commands", "fault_commands"},
+        ),
         ("numba", set()),
     ],
 )

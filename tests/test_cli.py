@@ -19,7 +19,7 @@ import dask_dml as dml
 from dask_dml.cli import main
 from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
 
-COMMANDS = ("demo", "ingest", "info", "fit", "predict", "evaluate")
+COMMANDS = ("demo", "ingest", "info", "fit", "predict", "evaluate", "chaos", "faults")
 LABELS = np.array(["early", "late", "on time"], dtype=object)
 
 

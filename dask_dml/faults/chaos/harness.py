@@ -250,7 +250,7 @@ class ChaosCluster:
         return found
 
     def _left(self) -> list[str]:
-        tasks = self._hand.run_on_scheduler(_task_names)
+        tasks = self._hand.run_on_scheduler(task_names)
         data = self._hand.run(_data_names, on_error="ignore")
         found = [f"task {name}" for name in tasks]
         found += [f"data {name} on {worker}" for worker, names in data.items() for name in names]
@@ -428,7 +428,8 @@ def _resume(process: psutil.Process) -> None:
         return
 
 
-def _task_names(dask_scheduler: Scheduler) -> list[str]:
+def task_names(dask_scheduler: Scheduler) -> list[str]:
+    """Keys of all tasks of a scheduler, for `Client.run_on_scheduler`."""
     return [str(key) for key in dask_scheduler.tasks]
 
 
