@@ -56,6 +56,8 @@ class Crew:
         self._watch = NannyWatch(f"dml-nanny-watch-{name}")
         self._turn = asyncio.Semaphore(_AT_ONCE)
         self._tasks: set[asyncio.Task[object]] = set()
+        self._adding: set[asyncio.Task[object]] = set()
+        self._is_leaving = False
         self.equipped: set[str] = set()
 
     @property
@@ -63,16 +65,26 @@ class Crew:
         """Interval of heartbeats."""
         return self._heartbeat.interval_s
 
-    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         """Have something done that nobody waits for; failures are logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def stop(self) -> None:
-        """Cancel what is under way."""
+        """Cancel what is under way: the scheduler ends."""
         for task in self._tasks:
             task.cancel()
+
+    def leave(self) -> None:
+        """Cancel what is under way, and take all plugins off."""
+        self._is_leaving = True
+        # One that is being added would come after its removal, and stay.
+        for task in self._tasks - self._adding:
+            task.cancel()
+        for server in self.equipped:
+            self.spawn(self._remove(server))
 
     async def ask(self, server: str, op: str, limit_s: float, /, **message: Any) -> Any:
         """Ask a worker or nanny.
@@ -91,11 +103,11 @@ class Crew:
         # Whatever the other side raises is an answer, and no fault of the watcher's.
         return (await asyncio.gather(asked(), return_exceptions=True))[0]
 
-    async def equip(self, worker: str, nanny: str | None) -> None:
+    def equip(self, worker: str, nanny: str | None) -> None:
         """Give a worker and its nanny their plugins."""
+        self._adding.add(self.spawn(self._add(worker, worker, "plugin-add", self._heartbeat)))
         if nanny:
-            self.spawn(self._add(worker, nanny, "plugin_add", self._watch))
-        await self._add(worker, worker, "plugin-add", self._heartbeat)
+            self._adding.add(self.spawn(self._add(worker, nanny, "plugin_add", self._watch)))
 
     async def pace(self, interval_s: float) -> None:
         """Have heartbeats sent at another interval."""
@@ -108,15 +120,13 @@ class Crew:
         workers = [worker for worker in self._scheduler.workers if worker in self.equipped]
         await asyncio.gather(*(told(worker) for worker in workers))
 
-    async def strip(self, worker: str, nanny: str | None) -> None:
-        """Take the plugins off a worker and its nanny."""
-        targets = [(worker, "plugin-remove", self._heartbeat.name)]
-        if nanny:
-            targets.append((nanny, "plugin_remove", self._watch.name))
-        for server, op, name in targets:
-            answer = await self.ask(server, op, _EQUIP_S, name=name)
-            if isinstance(answer, BaseException):
-                logger.info("%s could not be told to drop %s: %r", server, name, answer)
+    async def _remove(self, server: str) -> None:
+        op, plugin = "plugin_remove", self._watch.name
+        if server in self._scheduler.workers:
+            op, plugin = "plugin-remove", self._heartbeat.name
+        answer = await self.ask(server, op, _EQUIP_S, name=plugin)
+        if isinstance(answer, BaseException):
+            logger.info("%s could not be told to drop %s: %r", server, plugin, answer)
 
     async def _add(
         self, worker: str, server: str, op: str, plugin: HeartbeatPlugin | NannyWatch
@@ -136,6 +146,10 @@ class Crew:
                 return
             if isinstance(answer, dict) and answer.get("status") == "OK":
                 self.equipped.add(server)
+                if self._is_leaving:
+                    await self._remove(server)
+                return
+            if self._is_leaving:
                 return
             await asyncio.sleep(_RETRY_S)
         logger.warning(
@@ -145,5 +159,6 @@ class Crew:
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
+        self._adding.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("the fault monitor failed at %s", task.get_coro(), exc_info=error)

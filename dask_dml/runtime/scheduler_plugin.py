@@ -151,6 +151,7 @@ class FaultMonitor(SchedulerPlugin):
         """Stop: the scheduler ends."""
         self._scheduler.remove_plugin(self.name)
         self._stop()
+        self._crew.stop()
 
     def _linger(self) -> None:
         """Leave after a while, unless a fit comes."""
@@ -161,15 +162,11 @@ class FaultMonitor(SchedulerPlugin):
         scheduler = self._scheduler
         if scheduler.plugins.get(self.name) is self:
             scheduler.remove_plugin(self.name)
-        targets = [(ws.address, ws.nanny) for ws in scheduler.workers.values()]
         self._stop()
-        # What is left of it can be done by a task that nobody waits for.
-        for worker, nanny in targets:
-            self._crew.spawn(self._crew.strip(worker, nanny))
+        self._crew.leave()
 
     def _stop(self) -> None:
         self._leave_at.cancel()
-        self._crew.stop()
         for worker in list(self._paused):
             self._unpause(worker, "running")
         for name, handler in self._handlers.items():
@@ -323,7 +320,7 @@ class FaultMonitor(SchedulerPlugin):
         self._receiver.expect(worker)
         self._act(self._membership.joined(worker, _now_s(), has_nanny=bool(ws.nanny)))
         self._set_pace()
-        self._crew.spawn(self._crew.equip(worker, ws.nanny))
+        self._crew.equip(worker, ws.nanny)
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any
