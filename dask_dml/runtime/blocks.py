@@ -73,6 +73,10 @@ class Blocks(Protocol):
         """Whether blocks are there, or can be made, without the suspects."""
         ...
 
+    def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
+        """A suspect that alone has some of these blocks; empty if there is none."""
+        ...
+
     def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The function of a survey's task, and what it takes after the work."""
         ...
@@ -116,6 +120,10 @@ class StreamedBlocks:
     def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
         """Always."""
         return True
+
+    def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
+        """Nobody: blocks are read from where they are stored."""
+        return ""
 
     def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Read and survey."""
@@ -311,6 +319,17 @@ class HeldBlocks:
         holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
         lacking = [block for block in blocks if self._only_at(block, suspects, holders)]
         return len(self._loaders_of(lacking)) == len(lacking)
+
+    def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
+        """A suspect that alone has some of these blocks; empty if there is none."""
+        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
+        keepers = {
+            worker
+            for block in blocks
+            if self._only_at(block, suspects, holders)
+            for worker in holders.get(block, ()) or (self.placed[block],)
+        }
+        return min(keepers, default="")
 
     def _only_at(self, block: int, suspects: Collection[str], holders: Holders) -> bool:
         at = set(holders.get(block, ())) or {self.placed[block]}

@@ -8,6 +8,8 @@ from dataclasses import replace
 from dask_dml.faults import FaultEvent
 from dask_dml.runtime.monitor import Monitor, Notice
 
+# How a worker may be gone.
+_LOSSES = ("worker-lost", "worker-left", "worker-evicted")
 # Of these kinds, the first event of a round bears what the round took more than usual.
 _COSTLY = ("worker-lost", "worker-left", "worker-evicted", "worker-suspected", "work-duplicated")
 
@@ -51,9 +53,14 @@ class FaultLog:
         self, kind: str, worker: str, evidence: str, action: str, recomputed_blocks: int
     ) -> None:
         """Add what the fit did to what the monitor has told of a worker, or tell of it."""
+        kinds = _LOSSES if kind in _LOSSES else (kind,)
         for i, event in enumerate(self._events):
-            if (event.worker, event.kind, event.recomputed_blocks) == (worker, kind, 0):
-                self._events[i] = replace(event, action=action, recomputed_blocks=recomputed_blocks)
+            if event.worker == worker and event.kind in kinds:
+                self._events[i] = replace(
+                    event,
+                    action=f"{event.action}; {action}",
+                    recomputed_blocks=event.recomputed_blocks + recomputed_blocks,
+                )
                 return
         self.note(kind, worker, evidence, action, recomputed_blocks)
 

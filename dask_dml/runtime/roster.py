@@ -43,10 +43,9 @@ class Roster:
 
     def look(self) -> dict[str, int]:
         """Threads of each worker there is now, in a fixed order."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
         return {
             address: int(worker["nthreads"])
-            for address, worker in sorted(workers.items())
+            for address, worker in sorted(self._identities().items())
             if worker.get("status", "running") in _ABLE and address not in self._refused
         }
 
@@ -66,8 +65,16 @@ class Roster:
 
     def memory_limits(self) -> list[int]:
         """Memory limit of each worker in bytes, 0 for none."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return [int(worker["memory_limit"] or 0) for worker in workers]
+        return [int(worker["memory_limit"] or 0) for worker in self._identities().values()]
+
+    def _identities(self) -> dict[str, dict[str, Any]]:
+        # Not `client.scheduler_info`: the client refreshes that by itself too, without the workers,
+        # and may do so between the question and the answer.
+        scheduler: Any = self._client.scheduler
+        workers: dict[str, dict[str, Any]] = self._client.sync(scheduler.identity, n_workers=-1)[
+            "workers"
+        ]
+        return workers
 
     def _misfits(self, workers: Iterable[str]) -> dict[str, str]:
         # Not a function of ours: where the package is missing, that could not be unpickled.

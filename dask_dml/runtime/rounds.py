@@ -9,12 +9,12 @@ from collections.abc import Collection, Coroutine, Hashable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, KilledWorker, wait
 
-from dask_dml.errors import DaskDMLError, FitError
+from dask_dml.errors import DaskDMLError, FitError, HolderLostError
 from dask_dml.faults import FaultPolicy
 from dask_dml.faults.attempts import (
     Action,
@@ -28,6 +28,7 @@ from dask_dml.faults.attempts import (
 )
 from dask_dml.runtime.blocks import Blocks
 from dask_dml.runtime.fault_log import FaultLog
+from dask_dml.runtime.holder import HeldWork, HolderClient
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.roster import Roster, address_of
 from dask_dml.runtime.shard import Contribution, ShardResult, Work
@@ -67,6 +68,7 @@ class Run:
     monitor : Monitor
     log : FaultLog
     block_nbytes : list of float
+    holder : HolderClient
     """
 
     client: Client
@@ -77,6 +79,7 @@ class Run:
     monitor: Monitor
     log: FaultLog
     block_nbytes: list[float]
+    holder: HolderClient
 
     def key(self, name: str, *numbers: int) -> tuple[Hashable, ...]:
         """Key of a task of this run."""
@@ -105,7 +108,7 @@ class Round(Generic[C]):
         self.number = number
         self.n_submitted = 0
         self._run = run
-        self._kind = kind
+        self.kind = kind
         self._work = work
         self._request: Any = work
         self._ledger = Ledger(run.policy, run.block_nbytes)
@@ -244,6 +247,8 @@ class Round(Generic[C]):
         futures = [self._futures[key] for key in keys]
 
         async def gather() -> Any:
+            # Gathered once all are done: cut short while it waits, it would leave tasks behind.
+            await wait(futures)
             return await client.gather(futures, asynchronous=True)
 
         self._fetching = keys, self._in_loop(gather()), time.monotonic()
@@ -285,6 +290,10 @@ class Round(Generic[C]):
         """Judge a task that failed: of a death, or of an error of its own."""
         future = self._futures.pop(key)
         error = future.exception()
+        if isinstance(error, HolderLostError):
+            self._request = self._run.holder.renewed()
+            self._do(self._ledger.failed(key, time.monotonic()))
+            return
         if not isinstance(error, KilledWorker | MemoryError):
             self._futures[key] = future
             raise error
@@ -320,6 +329,11 @@ class Round(Generic[C]):
         for worker, keys in self._run.client.processing().items():
             for key in self._attempts_of(keys):
                 self._where[key] = worker
+        if suspects := self._run.monitor.suspects:
+            for key, attempt in self._ledger.live.items():
+                # An attempt that waits for blocks of a suspect is no better off than one there.
+                if at := self._run.blocks.kept_by(attempt.blocks, suspects):
+                    self._where[key] = at
 
     def _await_workers(self, now_s: float) -> None:
         limit_s = self._run.policy.wait_for_workers_s
@@ -359,25 +373,33 @@ class Round(Generic[C]):
         run = self._run
         if submit.kind:
             suspects = run.monitor.suspects
+            # A straggler is not waited for, neither for its result nor for the blocks it has.
+            slow = {self._where.get(a.key, a.worker) for a in self._others_of(attempt)}
+            avoided = suspects | slow
+            if not run.blocks.can_run(attempt.blocks, avoided):
+                avoided = suspects
             is_extra = submit.kind == "work-duplicated"
-            if is_extra and not run.blocks.can_run(attempt.blocks, suspects):
+            if is_extra and not run.blocks.can_run(attempt.blocks, avoided):
                 # Nobody can make these blocks but who has them: their worker is waited for.
                 self._attempts[attempt.key] = attempt
                 return
-            again = run.blocks.remake(attempt.blocks, attempt.worker, suspects)
+            again = run.blocks.remake(attempt.blocks, attempt.worker, avoided)
             action = f"blocks {some(attempt.blocks)} given to {attempt.worker}"
             run.log.note(submit.kind, attempt.worker, submit.reason, action, len(again))
-        task = run.blocks.survey_task if self._kind == "survey" else run.blocks.round_task
+        task = run.blocks.survey_task if self.kind == "survey" else run.blocks.round_task
         function, arguments = task(attempt.blocks)
         self._attempts[attempt.key] = attempt
         self.n_submitted += 1
+        request = self._request
+        if attempt.number and isinstance(request, HeldWork):
+            request = replace(request, attempt=attempt.number)
         self._futures[attempt.key] = run.client.submit(
             function,
             len(run.block_nbytes),
             attempt.blocks,
-            self._request,
+            request,
             *arguments,
-            key=run.key(self._kind, self.number, *attempt.key),
+            key=run.key(self.kind, self.number, *attempt.key),
             workers=[attempt.worker],
             allow_other_workers=True,
             pure=False,
@@ -429,7 +451,7 @@ class Round(Generic[C]):
     # -- who and where ----------------------------------------------------------------------
 
     def _attempts_of(self, keys: Collection[Hashable]) -> list[AttemptKey]:
-        name, number = self._run.key(self._kind, self.number)
+        name, number = self._run.key(self.kind, self.number)
         found = []
         for key in keys:
             if isinstance(key, tuple | list) and tuple(key[:2]) == (name, number):
@@ -437,6 +459,15 @@ class Round(Generic[C]):
                 if attempt in self._attempts:
                     found.append(attempt)
         return found
+
+    def _others_of(self, attempt: Attempt) -> list[Attempt]:
+        """Other attempts at its blocks that are under way."""
+        blocks = set(attempt.blocks)
+        return [
+            other
+            for other in self._ledger.live.values()
+            if other.key != attempt.key and blocks & set(other.blocks)
+        ]
 
     def _at(self, keys: Collection[AttemptKey]) -> set[str]:
         return {self._where.get(key, self._attempts[key].worker) for key in keys}
