@@ -7,5 +7,18 @@ again from its seed.
 
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
 from dask_dml.faults.simulation.fit import Recovery, SimulatedFit, simulate
+from dask_dml.faults.simulation.fleet import FleetFigures, watch_fleet, watching_share
+from dask_dml.faults.simulation.summary import Summary, simulate_seeds
 
-__all__ = ["Noise", "Recovery", "SimulatedFit", "VirtualClock", "simulate"]
+__all__ = [
+    "FleetFigures",
+    "Noise",
+    "Recovery",
+    "SimulatedFit",
+    "Summary",
+    "VirtualClock",
+    "simulate",
+    "simulate_seeds",
+    "watch_fleet",
+    "watching_share",
+]

@@ -135,7 +135,7 @@ def watch_fleet(
         freezes_per_h = noise.freezes_per_h * noise.freeze_share(least_s, most_s)
         return n_workers * (holds_per_h + freezes_per_h) / 3600.0
 
-    least_s, long_s = policy.probe_s, policy.unreachable_s / 2
+    least_s, long_s = policy.probe_s, max(policy.unreachable_s / 2, policy.probe_s)
     rate, long_rate = per_s(least_s, long_s), per_s(long_s, math.inf)
 
     def disturb_shortly() -> None:
@@ -146,7 +146,8 @@ def watch_fleet(
         while clock.now_s < until_s:
             clock.step()
 
-    clock.after(rng.expovariate(rate), disturb_shortly)
+    if rate > 0.0:
+        clock.after(rng.expovariate(rate), disturb_shortly)
     play(_WARM_S)
     length_s = worker_h * 3600.0 / n_workers
     skipped_s = 0.0
