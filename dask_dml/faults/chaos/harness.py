@@ -6,7 +6,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,8 +234,13 @@ class ChaosCluster:
         """
         return self._log_path(name).read_text(encoding="utf-8")
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self, known: Collection[str] = ()) -> list[str]:
         """What is left on the cluster that should not be when nothing is going on.
+
+        Parameters
+        ----------
+        known : collection of str
+            Tasks that may be there, as their keys are written.
 
         Returns
         -------
@@ -245,18 +250,23 @@ class ChaosCluster:
         """
         end_s = time.monotonic() + _SETTLE_S
         pause = threading.Event()
-        while (found := self._left()) and time.monotonic() < end_s:
+        while (found := self._left(known)) and time.monotonic() < end_s:
             pause.wait(_POLL_S)
         return found
 
-    def _left(self) -> list[str]:
+    def _left(self, known: Collection[str]) -> list[str]:
         tasks = self._hand.run_on_scheduler(task_names)
         data = self._hand.run(_data_names, on_error="ignore")
-        found = [f"task {name}" for name in tasks]
-        found += [f"data {name} on {worker}" for worker, names in data.items() for name in names]
+        found = [f"task {name}" for name in tasks if name not in known]
+        found += [
+            f"data {name} on {worker}"
+            for worker, names in data.items()
+            for name in names
+            if name not in known
+        ]
         for machine in list(self._machines.values()):
             members = machine.child.members()
-            earlier = {report["pid"] for report in machine.child.reports[:-1]}
+            earlier = {report["pid"] for report in machine.child.reports} - {machine.pid}
             left = [process for process in members if process.pid in earlier]
             if not left and len(members) > _MOST_PROCESSES:
                 left = members

@@ -142,7 +142,7 @@ def run_trial(
     leftovers: list[str] = []
     if ended and isinstance(cluster, ChaosCluster):
         cluster.mend()
-        leftovers = cluster.leftovers()
+        leftovers = cluster.leftovers(before)
     elif ended:
         left = set(client.run_on_scheduler(task_names)) - before
         leftovers = sorted(f"task {name}" for name in left if "dml-" in name)
