@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -25,6 +25,9 @@ from dask_dml.faults import TOPIC, FaultEvent
 from dask_dml.faults.schedule import KINDS, PARTITIONS, Schedule, draw_schedule
 from dask_dml.linear_model import LinearRegression, LogisticRegression
 from dask_dml.runtime import Runtime
+
+if TYPE_CHECKING:
+    from dask_dml.faults.simulation import SimulatedFit
 
 _ROWS, _COLUMNS, _BLOCK_ROWS = 60_000, 20, 4_000
 # How long a fit may take after the faults are over, before it counts as one that does not end.
@@ -94,6 +97,11 @@ def _kinds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     is_flag=True,
     help="Kill workers of a cluster that was not started here: all of its users will notice.",
 )
+@click.option(
+    "--simulated",
+    is_flag=True,
+    help="Play the schedules on a virtual clock instead, thousands a minute, without a cluster.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print an object of JSON a schedule.")
 def chaos_command(
     seeds: range,
@@ -104,6 +112,7 @@ def chaos_command(
     store: str | None,
     scheduler: str | None,
     allow_foreign: bool,
+    simulated: bool,
     as_json: bool,
 ) -> None:
     """Fit while workers are killed, hung, slowed, cut off and more.
@@ -115,6 +124,12 @@ def chaos_command(
     """
     from dask_dml.faults.chaos.trial import Trial, run_foreign_trials, run_trials
 
+    if simulated:
+        if store is not None or scheduler is not None:
+            raise click.UsageError("--simulated needs no cluster and no data: leave out the others")
+        if not _simulate(_schedules(seeds, workers, seconds, kinds, foreign=False), as_json):
+            sys.exit(1)
+        return
     if allow_foreign and scheduler is None:
         raise click.UsageError("--allow-foreign needs --scheduler")
     if scheduler is not None and not allow_foreign:
@@ -161,6 +176,36 @@ def chaos_command(
             )
     if not are_good:
         sys.exit(1)
+
+
+def _simulate(schedules: list[Schedule], as_json: bool) -> bool:
+    """Print what becomes of simulated fits; whether all are good."""
+    from dask_dml.faults.simulation import simulate_all
+
+    def show(fit: SimulatedFit) -> None:
+        if as_json:
+            click.echo(json.dumps(_simulated_facts(fit)))
+
+    summary = simulate_all(schedules, show)
+    if not as_json:
+        click.echo(str(summary))
+    return not summary.failures
+
+
+def _simulated_facts(fit: SimulatedFit) -> dict[str, Any]:
+    return {
+        "seed": fit.schedule.seed,
+        "schedule": json.loads(fit.schedule.to_json()),
+        "reason": fit.reason,
+        "same_bits": fit.same_bits,
+        "virtual_seconds": round(fit.virtual_s, 3),
+        "rounds": fit.n_rounds,
+        "evicted": fit.n_evicted,
+        "falsely_evicted": fit.n_falsely_evicted,
+        "resubmitted": fit.n_resubmitted,
+        "duplicated": fit.n_duplicated,
+        "events": [_plain(event.as_message()) for event in fit.events],
+    }
 
 
 def _schedules(

@@ -14,7 +14,7 @@ from dask_dml.faults.simulation import (
     Noise,
     VirtualClock,
     simulate,
-    simulate_seeds,
+    simulate_all,
     watch_fleet,
     watching_share,
 )
@@ -151,7 +151,7 @@ def test_without_a_worker_the_fit_waits_as_long_as_the_policy_says():
 
 
 def test_of_a_thousand_schedules_every_fit_ends_with_the_undisturbed_bits():
-    summary = simulate_seeds(range(1_000), n_rounds=5)
+    summary = simulate_all(range(1_000), n_rounds=5)
     assert [str(fit) for fit in summary.failures] == []
     assert summary.n_same_bits == summary.n_fits == 1_000
     assert summary.n_falsely_evicted == 0
@@ -164,12 +164,12 @@ def test_of_a_thousand_schedules_every_fit_ends_with_the_undisturbed_bits():
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("first", range(0, 10_000, 2_500))
 def test_of_ten_thousand_schedules_every_fit_ends_with_the_undisturbed_bits(first):
-    summary = simulate_seeds(range(first, first + 2_500))
+    summary = simulate_all(range(first, first + 2_500))
     assert [str(fit) for fit in summary.failures] == []
 
 
 def test_a_summary_names_the_seeds_that_failed():
-    summary = simulate_seeds(range(3), poison={2})
+    summary = simulate_all(range(3), poison={2})
     assert summary.n_done == 0
     assert [fit.schedule.seed for fit in summary.failures] == [0, 1, 2]
     assert "seed 2: poison, OTHER BITS" in str(summary)

@@ -8,7 +8,7 @@ again from its seed.
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
 from dask_dml.faults.simulation.fit import Recovery, SimulatedFit, simulate
 from dask_dml.faults.simulation.fleet import FleetFigures, watch_fleet, watching_share
-from dask_dml.faults.simulation.summary import Summary, simulate_seeds
+from dask_dml.faults.simulation.summary import Summary, simulate_all
 
 __all__ = [
     "FleetFigures",
@@ -18,7 +18,7 @@ __all__ = [
     "Summary",
     "VirtualClock",
     "simulate",
-    "simulate_seeds",
+    "simulate_all",
     "watch_fleet",
     "watching_share",
 ]

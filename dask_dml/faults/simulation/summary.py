@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dask_dml.faults.schedule import Schedule
 from dask_dml.faults.simulation.fit import SimulatedFit, simulate
 
 
@@ -59,16 +60,17 @@ class Summary:
         return "\n".join(lines)
 
 
-def simulate_seeds(
-    seeds: Iterable[int],
+def simulate_all(
+    schedules: Iterable[Schedule | int],
     watch: Callable[[SimulatedFit], object] = lambda fit: None,
     **arguments: Any,
 ) -> Summary:
-    """Simulate a fit for each seed.
+    """Simulate a fit for each schedule.
 
     Parameters
     ----------
-    seeds : iterable of int
+    schedules : iterable of Schedule or int
+        Schedules, or seeds to draw them from.
     watch : callable
         Called with each fit, as it ends.
     **arguments
@@ -83,8 +85,8 @@ def simulate_seeds(
     n_fits = n_done = n_same_bits = n_disturbed = 0
     n_evicted = n_falsely_evicted = n_resubmitted = n_duplicated = 0
     virtual_s = 0.0
-    for seed in seeds:
-        fit = simulate(seed, **arguments)
+    for schedule in schedules:
+        fit = simulate(schedule, **arguments)
         watch(fit)
         n_fits += 1
         n_done += fit.ended
