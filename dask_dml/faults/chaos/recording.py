@@ -43,7 +43,7 @@ HEARTBEAT_S = 0.5
 LIMITS_BYTES = (500_000_000, 700_000_000, 1_000_000_000, 1_400_000_000)
 # Of the episodes: how many end the worker, fill it with data that spills, are cut short by a kill.
 FATAL_SHARE = 0.3
-SPILL_SHARE = 0.07
+SPILL_SHARE = 0.1
 KILL_SHARE = 0.05
 # Of the runs: how many have no faults at all.
 QUIET_SHARE = 0.2
@@ -138,7 +138,7 @@ class _Episode:
     is_killed: bool = False
 
     def is_over(self, now_s: float) -> bool:
-        if self.futures[0].done():
+        if self.futures[0].done():  # the others are what it leaves on the worker
             return True
         return self.name not in FATAL and now_s > self.ends_s + PATIENCE_S
 
@@ -164,9 +164,9 @@ class _Director:
             return self._begin_one(FATAL, worker, now_s, seconds, None)
         if draw < self._fatal_share + SPILL_SHARE:
             n_blocks = self._rng.randint(8, 25)
-            futures = [self._submit(idle, worker, seconds)]
-            futures += [self._submit(block, worker, seconds) for _ in range(n_blocks)]
-            return _Episode("spill", futures, now_s + seconds, None)
+            blocks = [self._submit(block, worker, seconds) for _ in range(n_blocks)]
+            pause = self._submit(idle, worker, seconds)  # after them, as it was submitted later
+            return _Episode("spill", [pause, *blocks], now_s + seconds, None)
         kill_s = None
         if self._fatal_share and self._rng.random() < KILL_SHARE:
             kill_s = now_s + self._rng.uniform(1.0, seconds)
