@@ -8,34 +8,45 @@ when workers have left, joined, fallen silent or become slow.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import statistics
 import uuid
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from distributed import Client
 
 from dask_dml.data.source import ArraySource, DaskSource, Source
-from dask_dml.errors import ClusterError, DaskDMLError
+from dask_dml.errors import (
+    ClusterError,
+    DaskDMLError,
+    HolderLostError,
+    StaleRunError,
+    WorkerPackageError,
+)
 from dask_dml.faults import FaultEvent, FaultPolicy
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime.blocks import Blocks, HeldBlocks, Holders, StreamedBlocks
 from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.fault_log import FaultLog
+from dask_dml.runtime.holder import HeldRequest, HeldWork, HolderClient
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.placement import place, shards, shards_a_thread
 from dask_dml.runtime.roster import Roster
 from dask_dml.runtime.rounds import Round, Run, Shard, run_key
-from dask_dml.runtime.shard import Contribution, RoundWork, SurveyWork, Work
+from dask_dml.runtime.shard import RoundWork, ShardResult, SurveyWork
 from dask_dml.version import __version__
 
-C = TypeVar("C", bound=Contribution)
+logger = logging.getLogger(__name__)
 
 # Share of the workers' memory up to which blocks stay there; Dask spills to disk above 0.6.
 RESIDENT_SHARE = 0.5
+# Rounds with larger parameters or sums than this go through the parameter holder.
+HOLDER_BYTES = 4 * 1024 * 1024
 # How much slower or faster than the typical worker a worker is taken to be, at most.
 _SPEED_RATIO = 20.0
 _SPEED_RATIO_SHORT = 2.0
@@ -98,6 +109,8 @@ class ClusterExecutor:
             self._blocks = HeldBlocks(client, source, key, self._monitor.recipe, policy.replicas)
         else:
             self._blocks = StreamedBlocks(source)
+        self._holder = HolderClient(client, self._run_id, len(self._block_nbytes), policy.replicas)
+        self._is_holder_refused = False
         self._run = Run(
             client,
             self._run_id,
@@ -107,6 +120,7 @@ class ClusterExecutor:
             self._monitor,
             self._log,
             self._block_nbytes,
+            self._holder,
         )
         try:
             self._blocks.place(self._placement, self._away)
@@ -135,7 +149,10 @@ class ClusterExecutor:
 
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks."""
-        return self._evaluate(RoundWork(request), "hessian" if request.order == 2 else "gradient")
+        kind = "hessian" if request.order == 2 else "gradient"
+        if _answer_nbytes(request) > HOLDER_BYTES and (held := self._held(request)) is not None:
+            return self._evaluate(HeldWork(held), kind)
+        return self._evaluate(RoundWork(request), kind)
 
     def publish(self, event: FaultEvent) -> None:
         """Put an event of the fit's own on the Dask topic and in the log."""
@@ -144,6 +161,7 @@ class ClusterExecutor:
     def close(self) -> None:
         """Let go of all futures; what others hold stays."""
         self._blocks.release()
+        self._holder.close()
         self._monitor.close()
 
     # -- placement --------------------------------------------------------------------------
@@ -199,16 +217,21 @@ class ClusterExecutor:
 
     # -- rounds -----------------------------------------------------------------------------
 
-    def _evaluate(self, work: Work[Any, C], kind: str) -> RoundResult[C]:
+    def _evaluate(self, work: Any, kind: str) -> RoundResult[Any]:
         watch = Stopwatch()
-        round_ = Round[C](self._run, work, kind, self._n_rounds - 1)
+        round_ = Round[Any](self._run, work, kind, self._n_rounds - 1)
         self._n_rounds += 1
         results = round_.evaluate(self._cut())
-        total: TreeSum[C] = TreeSum(len(self._block_nbytes))
+        if isinstance(work, HeldWork):
+            total = self._collected(work.request, round_, results)
+        else:
+            added: TreeSum[Any] = TreeSum(len(self._block_nbytes))
+            for _, result in results:
+                added.update(result.nodes)
+            total = added.value
         busy_s: dict[str, float] = {}
         done: dict[str, float] = {}
         for blocks, result in results:
-            total.update(result.nodes)
             worker = result.worker
             busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
             nbytes = sum(self._block_nbytes[block] for block in blocks)
@@ -224,7 +247,47 @@ class ClusterExecutor:
             raise round_.explain(error) from error
         threads = self._roster.threads
         busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
-        return RoundResult(total.value, seconds, busy_s, nbytes, faults)
+        return RoundResult(total, seconds, busy_s, nbytes, faults)
+
+    def _held(self, request: Request) -> HeldRequest | None:
+        """The request, with its parameters at the holder; None where there can be no holder."""
+        if self._is_holder_refused:
+            return None
+        try:
+            return self._holder.publish(self._n_rounds, request)
+        except HolderLostError as error:
+            logger.info("round %d goes without the holder: %s", self._n_rounds - 1, error)
+        except (StaleRunError, WorkerPackageError):
+            raise
+        except ClusterError as error:
+            logger.warning("large parameters and sums go through the client: %s", error)
+            self._is_holder_refused = True
+        return None
+
+    def _collected(
+        self,
+        request: HeldRequest,
+        round_: Round[Any],
+        results: list[tuple[tuple[int, ...], ShardResult[Any]]],
+    ) -> Statistics:
+        """Fetch the total; blocks whose sums were lost with all hosts are done again first."""
+        nbytes = _answer_nbytes(request)
+        for again in itertools.count(1):
+            given_back = [node for _, result in results for node in result.nodes]
+            total, missing = self._holder.collect(request, nbytes, given_back)
+            for event in self._holder.take_events():
+                n_again = len(missing) if event["kind"] == "holder-lost" else 0
+                self._log.note(**event, recomputed_blocks=n_again)
+            if total is not None:
+                return total
+            work = self._holder.renewed()
+            cut = [
+                (worker, tuple(block for block in blocks if block in missing))
+                for worker, blocks in self._cut()
+            ]
+            retry = Round[Any](self._run, work, f"{round_.kind}-again{again}", round_.number)
+            results += retry.evaluate([shard for shard in cut if shard[1]])
+        raise AssertionError("unreachable")
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -298,6 +361,12 @@ class ClusterExecutor:
         if removals[-1]["expected"]:
             return "retired or closed on request", len(again), True
         return "connection to the scheduler lost without notice", len(again), False
+
+
+def _answer_nbytes(request: Request | HeldRequest) -> int:
+    """Bytes of parameters or of the sums that come back, whichever is larger."""
+    n_keys = math.prod(request.shape if isinstance(request, HeldRequest) else request.theta.shape)
+    return 8 * (n_keys * n_keys if request.order == 2 else n_keys)
 
 
 def new_run_id() -> str:

@@ -34,10 +34,39 @@ from dask_dml.objective.losses import Loss
 from dask_dml.objective.summation import Node
 from dask_dml.runtime.holder_directory import NAME, HolderDirectory
 from dask_dml.runtime.holder_host import HolderAddress, HolderHost, Place
+from dask_dml.runtime.shard import RoundWork
 from dask_dml.version import __version__
 
 # The directory may leave the cluster just as a run comes; then it is sent once more.
 _TIMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWork:
+    """Sums of encoded blocks, by parameters that are with the holder, where the sums go too.
+
+    Attributes
+    ----------
+    request : HeldRequest
+    attempt : int
+        How many times the same was tried before.
+    """
+
+    request: HeldRequest
+    attempt: int = 0
+
+    def begin(self) -> RoundWork:
+        """Pull the parameters."""
+        return RoundWork(self.request.pull())
+
+    def keep(self, numbers: Sequence[int], nodes: list[tuple[Node, Any]]) -> bool:
+        """Push the sums."""
+        return self.request.push(numbers, self.attempt, nodes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go with each task, about."""
+        return sum(len(host) for place in self.request.holder.places for host in place.hosts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +92,6 @@ class HeldRequest:
     order: int
     shape: tuple[int, int]
     parameters_nbytes: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that go with each task, about."""
-        return sum(len(host) for place in self.holder.places for host in place.hosts)
 
     def pull(self) -> Request:
         """Get the request; called in a task.
@@ -123,7 +147,7 @@ def _host(holder: HolderAddress) -> tuple[HolderHost, Any] | None:
 
 
 class HolderClient:
-    """The holder of one run, as its client sees it.
+    """The holder of one run, as its client sees it; it is put on the cluster by its first use.
 
     Parameters
     ----------
@@ -136,11 +160,6 @@ class HolderClient:
         Hosts of each range besides the primary.
     n_ranges : int
         Ranges of the keys, each with hosts of its own.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler refuses plugins, lacks this package, or has no worker that could host.
     """
 
     def __init__(
@@ -149,12 +168,14 @@ class HolderClient:
         self._client = client
         self._run = run_id
         self._n_blocks = n_blocks
+        self._replicas = replicas
         self._keys = key_ranges(n_ranges)
         self._events: list[Mapping[str, str]] = []
         self._published: dict[str, np.ndarray] = {}
-        answer = self._opened(replicas)
-        self._plugin = str(answer["plugin"])
-        self._take_note(answer)
+        self._plugin = ""
+        self._generation = 0
+        self._places: tuple[Place, ...] = ()
+        self._last: tuple[int, Request] | None = None
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -174,7 +195,19 @@ class HolderClient:
         -------
         HeldRequest
             What tasks need to know.
+
+        Raises
+        ------
+        HolderLostError
+            If no worker can host it.
+        ClusterError
+            If the scheduler refuses plugins, or lacks this package.
+        StaleRunError
+            If the run is over, or the round.
         """
+        if not self._plugin:
+            self._open()
+        self._last = version, request
         arrays = {"theta": request.theta.reshape(-1), "center": request.center}
         for _ in range(_TIMES):
             # What is as it was need not be sent: center, as a rule.
@@ -254,6 +287,16 @@ class HolderClient:
         }
         return as_statistics(NamedArrays(aligned), request.shape), ()
 
+    def renewed(self) -> HeldWork | RoundWork:
+        """The work of this round for tasks that are tried again after all hosts were lost."""
+        if self._last is None:
+            raise StaleRunError(f"run {self._run} has published nothing yet")
+        version, request = self._last
+        try:
+            return HeldWork(self.publish(version, request), 1)
+        except HolderLostError:
+            return RoundWork(request)
+
     def take_events(self) -> list[Mapping[str, str]]:
         """Kind, worker, evidence and action of what happened to the hosts since the last call."""
         events, self._events = self._events, []
@@ -261,8 +304,9 @@ class HolderClient:
 
     def close(self) -> None:
         """Have all workers forget this run."""
-        if self._client.status != "running":
-            return  # the scheduler notices that by itself
+        if not self._plugin or self._client.status != "running":
+            return  # the scheduler notices by itself that a client is gone
+        self._plugin = ""
         self._call("dml_holder_end")
 
     # -- the directory ----------------------------------------------------------------------
@@ -273,7 +317,7 @@ class HolderClient:
         total.add((node, sums.of(keys)) for node, sums in given_back)
         return total
 
-    def _opened(self, replicas: int) -> dict[str, Any]:
+    def _open(self) -> None:
         for _ in range(_TIMES):
             try:
                 # A scheduler that has it already looks at the name alone.
@@ -287,11 +331,16 @@ class HolderClient:
                 "dml_holder_begin",
                 client=self._client.id,
                 version=__version__,
-                replicas=replicas,
+                replicas=self._replicas,
                 count=len(self._keys),
             )
-            if answer is not None:
-                return self._checked(answer)
+            if answer is None:
+                continue
+            if answer["status"] != "OK":
+                raise ClusterError(answer["message"])
+            self._plugin = str(answer["plugin"])
+            self._take_note(answer)
+            return
         raise ClusterError("the scheduler took the holder's plugin and does not know it")
 
     def _take_note(self, answer: Mapping[str, Any]) -> None:
@@ -309,9 +358,6 @@ class HolderClient:
                 f"run {self._run} asked for its parameter holder, and the scheduler knows of none: "
                 "the cluster was restarted, or the run is over"
             )
-        return self._checked(answer)
-
-    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
         if answer["status"] == "refused":
             raise StaleRunError(answer["message"])
         return answer

@@ -15,14 +15,20 @@ from distributed.protocol.pickle import dumps
 
 from dask_dml.exchange.holder import Outcome, choose_hosts
 from dask_dml.faults.timeline import TOPIC
-from dask_dml.runtime.holder_host import REPLY_S, HolderHost, reply_limit_s
+from dask_dml.runtime.holder_host import HolderHost, reply_limit_s
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
 
 NAME = "dml-holder-directory"
 
-_PING_S = 1.0
+_PING_S = 2.0
+# How long taking the plugin may last, which imports what it needs, and how long those that have it
+# wait for others that are slower.
+_EQUIP_S = 30.0
+_EQUIP_SOON_S = 1.0
+# How long a primary is asked that does not answer and that nobody can replace.
+_PATIENCE_S = 30.0
 # A worker is new for so long before it is made a replica.
 _SETTLE_S = 1.0
 _RETRY_S = 0.05
@@ -39,6 +45,7 @@ class _Range:
     index: int
     epoch: int = -1
     hosts: tuple[str, ...] = ()
+    last_epoch: int = -1  # that was used, if in vain
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -68,7 +75,8 @@ class HolderDirectory(SchedulerPlugin):
         self._scheduler = scheduler
         self._runs: dict[str, _Run] = {}
         self._plugin = f"dml-holder-{secrets.token_hex(4)}"
-        self._equipped: asyncio.Task[None] | None = None
+        self._equipping: asyncio.Task[None] | None = None
+        self._equipped: set[str] = set()
         self._avoided: set[str] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handlers = {name: getattr(self, name) for name in _HANDLERS}
@@ -95,15 +103,29 @@ class HolderDirectory(SchedulerPlugin):
         task.add_done_callback(self._tasks.discard)
 
     async def _equip(self) -> None:
+        """Give the workers their part, and wait for as many as can host soon."""
         plugin = dumps(HolderHost(self._plugin))
-        registering = self._scheduler.register_worker_plugin(
-            comm=None, plugin=plugin, name=self._plugin, idempotent=True
-        )
-        try:
-            await asyncio.wait_for(registering, REPLY_S)
-        except (TimeoutError, OSError) as error:
-            # One that hangs now hosts nothing; the others have it.
-            logger.info("not every worker has taken %s: %r", self._plugin, error)
+        # Workers that join get it from here.
+        self._scheduler.worker_plugins[self._plugin] = plugin
+        pending = {
+            asyncio.create_task(self._equip_one(worker, plugin))
+            for worker in self._scheduler.workers
+        }
+        self._tasks |= pending
+        for task in pending:
+            task.add_done_callback(self._tasks.discard)
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=_EQUIP_SOON_S)
+        # A second host as well; the rest takes its part when it can.
+        while pending and len(self._equipped) < 2:
+            _, pending = await asyncio.wait(pending, return_when="FIRST_COMPLETED")
+
+    async def _equip_one(self, worker: str, plugin: bytes) -> None:
+        reply = await self._call(worker, "plugin-add", _EQUIP_S, plugin=plugin, name=self._plugin)
+        if reply is not None and reply["status"] == "OK":
+            await self._complete(worker)
+        else:
+            logger.info("%s has not taken %s: %s", worker, self._plugin, reply)
 
     # -- what clients ask -------------------------------------------------------------------
 
@@ -112,17 +134,21 @@ class HolderDirectory(SchedulerPlugin):
     ) -> dict[str, Any]:
         """Choose the hosts of a run."""
         if version != __version__:
+            if not self._runs:
+                self._leave()
             return _refusal(
                 f"the scheduler has dask_dml {__version__} and run {run} comes from {version}: "
                 "have the same version on both"
             )
         if client not in self._scheduler.clients:
+            if not self._runs:
+                self._leave()
             return _refusal(f"run {run} comes from {client}, which is no client of this scheduler")
         ranges = [_Range(index) for index in range(count)]
         self._runs[run] = _Run(client, 1 + replicas, ranges)
-        if self._equipped is None:
-            self._equipped = asyncio.create_task(self._equip())
-        await asyncio.shield(self._equipped)
+        if self._equipping is None:
+            self._equipping = asyncio.create_task(self._equip())
+        await asyncio.shield(self._equipping)
         await self._reopen(run)
         return {**self.dml_holder_where(run), "plugin": self._plugin}
 
@@ -216,13 +242,14 @@ class HolderDirectory(SchedulerPlugin):
 
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """A worker is new, and may be a replica that was missing."""
-        self._spawn(self._complete())
+        self._spawn(self._settle(worker))
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any
     ) -> None:
         """A worker is gone, and what it hosted."""
         self._avoided.discard(worker)
+        self._equipped.discard(worker)
         self._spawn(self._replace(worker))
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
@@ -250,15 +277,15 @@ class HolderDirectory(SchedulerPlugin):
             async with at.lock:
                 failed: set[str] = set()
                 while not at.hosts and (hosts := self._chosen(known, (), failed)):
-                    at.epoch += 1
+                    at.last_epoch += 1
                     reply = await self._call(
                         hosts[0], "dml_holder_open", _PING_S, run=run, index=at.index,
-                        count=len(known.ranges), epoch=at.epoch, hosts=hosts,
+                        count=len(known.ranges), epoch=at.last_epoch, hosts=hosts,
                     )  # fmt: skip
                     if reply is None:
                         failed.add(hosts[0])
                         continue
-                    at.hosts = hosts
+                    at.epoch, at.hosts = at.last_epoch, hosts
                     known.generation += 1
 
     def _chosen(
@@ -267,7 +294,7 @@ class HolderDirectory(SchedulerPlugin):
         machines = {
             ws.address: ws.host
             for ws in self._scheduler.workers.values()
-            if ws.status is Status.running and ws.address not in but
+            if ws.status is Status.running and ws.address in self._equipped.difference(but)
         }
         calm = {host: at for host, at in machines.items() if host not in self._avoided}
         held: dict[str, int] = {}
@@ -286,13 +313,17 @@ class HolderDirectory(SchedulerPlugin):
             if reply is not None and (reply["is_primary"] or host != at.hosts[0]):
                 return
             evidence = f"no answer within {_PING_S:g} s" if reply is None else "not the primary"
-            await self._lose(run, at, host, evidence)
+            is_waited_for = reply is None and host not in self._avoided
+            if not await self._hand_over(run, at, host, evidence) and not is_waited_for:
+                self._lose(run, at, host, evidence)
 
     async def _replace(self, worker: str) -> None:
         for run, at in self._hosted_by(worker):
             async with at.lock:
                 if worker in at.hosts:
-                    await self._lose(run, at, worker, "left the cluster")
+                    evidence = "left the cluster"
+                    if not await self._hand_over(run, at, worker, evidence):
+                        self._lose(run, at, worker, evidence)
 
     async def _relieve(self, worker: str) -> None:
         for run, at in self._hosted_by(worker):
@@ -300,8 +331,16 @@ class HolderDirectory(SchedulerPlugin):
                 if worker in at.hosts:
                     await self._hand_over(run, at, worker, "suspect or about to be lost")
 
-    async def _complete(self) -> None:
+    async def _settle(self, worker: str) -> None:
+        """Workers that join bring the plugin: the scheduler has given it to them."""
         await asyncio.sleep(_SETTLE_S)
+        await self._complete(worker)
+
+    async def _complete(self, worker: str) -> None:
+        """Have a worker that can host from now on be the replica that was missing."""
+        if worker not in self._scheduler.workers:
+            return
+        self._equipped.add(worker)
         for run, known in list(self._runs.items()):
             for at in known.ranges:
                 async with at.lock:
@@ -318,11 +357,9 @@ class HolderDirectory(SchedulerPlugin):
             if worker in at.hosts
         ]
 
-    async def _lose(self, run: str, at: _Range, host: str, evidence: str) -> None:
-        if await self._hand_over(run, at, host, evidence):
-            return
-        at.epoch += 1
-        at.hosts = ()
+    def _lose(self, run: str, at: _Range, host: str, evidence: str) -> None:
+        at.last_epoch += 1
+        at.epoch, at.hosts = at.last_epoch, ()
         self._note(
             run, "holder-lost", host, evidence,
             "no replica was left: parameters are published again, missing blocks done again",
@@ -347,14 +384,14 @@ class HolderDirectory(SchedulerPlugin):
         return False
 
     async def _promote(self, run: str, at: _Range, hosts: tuple[str, ...]) -> bool:
-        at.epoch += 1
+        at.last_epoch += 1
         reply = await self._call(
-            hosts[0], "dml_holder_promote", _PING_S, run=run, index=at.index, epoch=at.epoch,
-            hosts=hosts,
+            hosts[0], "dml_holder_promote", _PING_S, run=run, index=at.index,
+            epoch=at.last_epoch, hosts=hosts,
         )  # fmt: skip
         if reply is None or reply["status"] != "OK":
             return False
-        at.hosts = hosts
+        at.epoch, at.hosts = at.last_epoch, hosts
         return True
 
     def _note(self, run: str, kind: str, worker: str, evidence: str, action: str) -> None:
@@ -369,7 +406,9 @@ class HolderDirectory(SchedulerPlugin):
         self, run: str, at: _Range, op: str, nbytes: int, /, **message: Any
     ) -> dict[str, Any]:
         """Ask the primary of a range, whoever that is by then; UNKNOWN when there is none."""
-        while at.hosts and run in self._runs:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _PATIENCE_S
+        while at.hosts and run in self._runs and loop.time() < until_s:
             epoch, host = at.epoch, at.hosts[0]
             reply = await self._call(host, op, reply_limit_s(2 * nbytes), **message)
             if reply is not None and reply["outcome"] != Outcome.MOVED:

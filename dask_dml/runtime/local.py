@@ -20,9 +20,9 @@ from dask_dml.runtime.shard import (
     Contribution,
     EncodedBlock,
     RoundWork,
+    SentWork,
     ShardResult,
     SurveyWork,
-    Work,
     encoded,
     read_ahead,
     run_shard,
@@ -117,7 +117,7 @@ class LocalExecutor:
         return encoded(self._raw_blocks(numbers), self._encoder)
 
     def _evaluate(
-        self, work: Work[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]
+        self, work: SentWork[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]
     ) -> RoundResult[C]:
         watch = Stopwatch()
         n_shards = min(self._n_blocks, _SHARDS_A_THREAD * self._n_threads)

@@ -31,7 +31,7 @@ from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldWork, HolderClient
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.roster import Roster, address_of
-from dask_dml.runtime.shard import Contribution, ShardResult, Work
+from dask_dml.runtime.shard import Contribution, SentWork, ShardResult
 
 C = TypeVar("C", bound=Contribution)
 T = TypeVar("T")
@@ -97,14 +97,14 @@ class Round(Generic[C]):
     Parameters
     ----------
     run : Run
-    work : Work
+    work : SentWork
         What is to be done with every block.
     kind : {"survey", "gradient", "hessian"}
     number : int
         Of the round; the survey is -1.
     """
 
-    def __init__(self, run: Run, work: Work[Any, C], kind: str, number: int) -> None:
+    def __init__(self, run: Run, work: SentWork[Any, C], kind: str, number: int) -> None:
         self.number = number
         self.n_submitted = 0
         self._run = run

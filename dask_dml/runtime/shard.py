@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,37 @@ class Work(Protocol[B_contra, C_co]):
     def nbytes(self) -> int: ...
 
 
+class SentWork(Protocol[B_contra, C_co]):
+    """Work as it comes to a task: it may have to fetch something, and keep what was done."""
+
+    def begin(self) -> Work[B_contra, C_co]:
+        """Have all that the work needs."""
+        ...
+
+    def keep(self, numbers: Sequence[int], nodes: list[tuple[Node, Any]]) -> bool:
+        """Put what was done where it is collected; whether it was, or has to be given back."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class InlineWork:
+    """Work that comes whole to its task, which gives back what it did."""
+
+    __slots__ = ()
+
+    def begin(self) -> Self:
+        """Nothing is missing."""
+        return self
+
+    def keep(self, numbers: Sequence[int], nodes: list[tuple[Node, Any]]) -> bool:
+        """Nothing is kept."""
+        return False
+
+
 @dataclass(frozen=True, slots=True)
-class SurveyWork:
+class SurveyWork(InlineWork):
     """Survey of raw blocks."""
 
     kind: TargetKind
@@ -75,7 +104,7 @@ class SurveyWork:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundWork:
+class RoundWork(InlineWork):
     """Sums of encoded blocks."""
 
     request: Request
@@ -101,22 +130,25 @@ class ShardResult(Generic[C]):
         Time it took.
     worker : str
         Who did it.
+    kept_nbytes : int
+        Bytes of contributions that were put elsewhere.
     """
 
     nodes: list[tuple[Node, C]]
     busy_s: float
     worker: str
+    kept_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of all contributions."""
-        return sum(value.nbytes for _, value in self.nodes)
+        return self.kept_nbytes + sum(value.nbytes for _, value in self.nodes)
 
 
 def run_shard(
     n_blocks: int,
     numbers: Sequence[int],
-    work: Work[B, C],
+    work: SentWork[B, C],
     blocks: Iterable[B],
     worker: str,
 ) -> ShardResult[C]:
@@ -128,17 +160,21 @@ def run_shard(
         Blocks of the whole source.
     numbers : sequence of int
         Numbers of this shard's blocks.
-    work : Work
+    work : SentWork
     blocks : iterable of RawBlock or EncodedBlock
         The blocks, one for each number; it may load them as they are needed.
     worker : str
         Who does it.
     """
+    ready = work.begin()
     watch = Stopwatch()
     total: TreeSum[C] = TreeSum(n_blocks)
     for number, block in zip(numbers, blocks, strict=True):
-        total.add((0, number), work(number, block))
-    return ShardResult(total.nodes, watch.seconds, worker)
+        total.add((0, number), ready(number, block))
+    result = ShardResult(total.nodes, watch.seconds, worker)
+    if work.keep(numbers, total.nodes):
+        return ShardResult([], result.busy_s, worker, result.nbytes)
+    return result
 
 
 def read_ahead(loaders: Sequence[BlockLoader]) -> Iterator[RawBlock]:
