@@ -305,11 +305,16 @@ def main(folder: Path, runs: int, seconds: float, seed: int, scheduler: str | No
     """Write records of workers to FOLDER, a file a run."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(seed, seed + runs):
-        if scheduler is None:
-            records = record(seconds, number)
-        else:
-            with Client(scheduler, set_as_default=False) as client:
-                records = collect(client, seconds)
+        try:
+            if scheduler is None:
+                records = record(seconds, number)
+            else:
+                with Client(scheduler, set_as_default=False) as client:
+                    records = collect(client, seconds)
+        except TimeoutError as error:
+            # On a machine that is busier than it can bear a cluster may not open or close in time.
+            click.echo(f"run {number} gave up: {error!r}", err=True)
+            continue
         path = folder / f"{number:05d}.csv.gz"
         records.write(path)
         click.echo(f"{path}: {len(records.telemetry)} rows, {len(records.losses)} losses", err=True)
