@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +14,9 @@ from dask_dml.version import __version__
 
 # Status of workers that may be given work; those paused for memory will go on.
 _ABLE = ("init", "running", "paused")
+# How long a worker may take to say what it has, and when it is asked again.
+_ANSWER_S = 5.0
+_ASK_AGAIN_S = 5.0
 
 
 class Roster:
@@ -32,13 +37,14 @@ class Roster:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._refused: set[str] = set()
+        self._asked_again_s: dict[str, float] = {}
         self.threads: dict[str, int] = self.look()
         if not self.threads:
             raise NoWorkersError(
                 f"the cluster at {address_of(client)} has no workers: start some "
                 "(cluster.scale(2)), or wait for them with client.wait_for_workers(1)"
             )
-        if misfits := self._misfits(self.threads):
+        if misfits := _misfits(self._versions(self.threads)):
             raise WorkerPackageError(_misfit_message(misfits))
 
     def look(self) -> dict[str, int]:
@@ -52,15 +58,29 @@ class Roster:
     def admit(self, now: Mapping[str, int]) -> dict[str, str]:
         """Take over who is there now, without newcomers that cannot be used.
 
+        Newcomers that do not say in time what they have are left out, and asked again later.
+
         Returns
         -------
         dict of str to str
-            What such newcomers have in place of this version of the package.
+            What refused newcomers have in place of this version of the package.
         """
-        joined = [worker for worker in now if worker not in self.threads]
-        misfits = self._misfits(joined) if joined else {}
+        now_s = time.monotonic()
+        joined = [
+            worker
+            for worker in now
+            if worker not in self.threads and now_s >= self._asked_again_s.get(worker, now_s)
+        ]
+        versions = self._versions(joined)
+        misfits = _misfits(versions)
         self._refused |= misfits.keys()
-        self.threads = {worker: n for worker, n in now.items() if worker not in misfits}
+        for worker in joined:
+            if worker not in versions:
+                self._asked_again_s[worker] = now_s + _ASK_AGAIN_S
+        self.threads = {
+            worker: n for worker, n in now.items() if worker in self.threads or worker in versions
+        }
+        self.threads = {worker: n for worker, n in self.threads.items() if worker not in misfits}
         return misfits
 
     def memory_limits(self) -> list[int]:
@@ -76,22 +96,35 @@ class Roster:
         ]
         return workers
 
-    def _misfits(self, workers: Iterable[str]) -> dict[str, str]:
-        # Not a function of ours: where the package is missing, that could not be unpickled.
-        code = "__import__('dask_dml').__version__"
-        versions: dict[str, Any] = self._client.run(
-            eval, code, workers=list(workers), on_error="return"
-        )
-        found = {
-            worker: f"missing ({version})" if isinstance(version, ImportError) else version
-            for worker, version in versions.items()
-        }
+    def _versions(self, workers: Iterable[str]) -> dict[str, str]:
+        """What each worker has of this package, of those that answer in time."""
+        client = self._client
+
+        async def ask(worker: str) -> dict[str, Any]:
+            # Not a function of ours: where the package is missing, that could not be unpickled.
+            answer = client.run(
+                eval, "__import__('dask_dml').__version__", workers=[worker], on_error="return"
+            )
+            try:
+                found: dict[str, Any] = await asyncio.wait_for(answer, _ANSWER_S)
+            except (OSError, TimeoutError):
+                return {}
+            return found
+
+        async def ask_all() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(ask(worker) for worker in workers))
+
+        found = {worker: has for answer in client.sync(ask_all) for worker, has in answer.items()}
         # Other errors are those of a worker that is leaving.
         return {
-            worker: version
-            for worker, version in found.items()
-            if version != __version__ and isinstance(version, str)
+            worker: f"missing ({has})" if isinstance(has, ImportError) else has
+            for worker, has in found.items()
+            if isinstance(has, str | ImportError)
         }
+
+
+def _misfits(versions: Mapping[str, str]) -> dict[str, str]:
+    return {worker: has for worker, has in versions.items() if has != __version__}
 
 
 def address_of(client: Client) -> str:
