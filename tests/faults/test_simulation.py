@@ -183,6 +183,51 @@ def test_clusters_and_data_of_other_sizes(n_workers, n_blocks):
         assert fit.same_bits, str(fit)
 
 
+# -- with the parameter holder ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holder_hosts", [1, 2, 3])
+def test_with_a_holder_too_every_fit_ends_with_the_undisturbed_bits(holder_hosts):
+    summary = simulate_all(range(40), n_rounds=5, holder_hosts=holder_hosts)
+    assert [str(fit) for fit in summary.failures] == []
+    assert summary.n_same_bits == 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_of_two_thousand_schedules_every_fit_with_a_holder_ends_with_the_undisturbed_bits():
+    summary = simulate_all(range(2_000), holder_hosts=2)
+    assert [str(fit) for fit in summary.failures] == []
+
+
+@pytest.mark.parametrize("kind", ["kill", "hang", "retire"])
+def test_a_replica_takes_over_from_a_primary_that_is_lost_and_no_sum_is(kind):
+    duration_s = math.inf if kind == "hang" else 0.0
+    n_promoted = 0
+    for target in range(4):
+        fault = Fault(kind, 2.3, duration_s, target)
+        fit = simulate(schedule(fault), noise=QUIET, holder_hosts=2)
+        assert fit.same_bits
+        assert fit.n_redone == 0
+        assert kinds_of(fit)["holder-lost"] == 0
+        n_promoted += kinds_of(fit)["holder-promoted"]
+    assert n_promoted == 1
+
+
+def test_when_all_hosts_are_lost_what_they_had_is_done_again():
+    faults = [Fault("kill", 2.7, 0.0, target) for target in range(4)]
+    fit = simulate(schedule(*faults), noise=QUIET, holder_hosts=2)
+    assert fit.same_bits
+    assert kinds_of(fit)["holder-lost"] >= 1
+
+
+def test_without_events_of_the_holder_no_block_is_done_again():
+    for seed in range(25):
+        fit = simulate(seed, n_rounds=4, holder_hosts=2)
+        kinds = kinds_of(fit)
+        assert fit.n_redone == 0 or kinds["holder-lost"] or kinds["holder-promoted"]
+
+
 # -- that the simulation sees what is broken ----------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 from dask_dml.faults.membership import (
     TICK_S,
@@ -88,9 +89,12 @@ class SimulatedCluster:
         self.membership = Membership(policy, seed=rng.getrandbits(32))
         self.machines: list[Machine] = []
         self.workers: dict[str, Process] = {}
+        # All that ever were; some live on after they were evicted.
+        self.known: dict[str, Process] = {}
         self.tasks: dict[TaskKey, Task] = {}
         self.erred: Callable[[TaskKey, str], None] = lambda key, worker: None
         self.finished: Callable[[Task], None] = lambda task: None
+        self.worked: Callable[[Process, Task, Callable[[Any], None]], None] = _compute
         self.n_evicted = 0
         self.n_falsely_evicted = 0
         self._rng = rng
@@ -109,6 +113,11 @@ class SimulatedCluster:
         clock.after(WORKER_TTL_S / _TTL_CHECKS, self._check_ttl)
 
     # -- what fits ask ----------------------------------------------------------------------
+
+    @property
+    def running(self) -> list[str]:
+        """Workers that Dask gives work to."""
+        return [worker for worker in self.workers if worker not in self._paused]
 
     @property
     def suspects(self) -> frozenset[str]:
@@ -142,7 +151,7 @@ class SimulatedCluster:
     # -- Dask's scheduler -------------------------------------------------------------------
 
     def _assign(self, task: Task) -> None:
-        able = [w for w in self.workers if w not in self._paused]
+        able = self.running
         task.is_done, task.at = False, ""
         if not able:
             return
@@ -167,21 +176,27 @@ class SimulatedCluster:
         if process.is_stopped:
             self._outbox.setdefault(process, []).append(task)
             return
-        self.network.send(process.machine, True, self._told, process.address, task)
 
-    def _told(self, worker: str, task: Task) -> None:
+        def tell(result: Any) -> None:
+            if process.is_alive:
+                self.network.send(process.machine, True, self._told, process.address, task, result)
+
+        self.worked(process, task, tell)
+
+    def _told(self, worker: str, task: Task, result: Any) -> None:
         if worker not in self.workers or self.tasks.get(task.key) is not task:
             return
         if task.at != worker or task.is_done:
             return
         task.is_done = True
+        task.result = result
         self.clock.after(self.network.latency_s, self.finished, task)
 
     def _registered(self, process: Process) -> None:
         if not process.is_alive or process.machine.process is not process:
             return
         worker = process.address
-        self.workers[worker] = process
+        self.workers[worker] = self.known[worker] = process
         self._n_unheard[worker] = 0
         self._act(self.membership.joined(worker, self.clock.now_s, has_nanny=True))
         self._listener("worker-joined", worker, "new with the scheduler", (), False)
@@ -348,7 +363,7 @@ class SimulatedCluster:
         if not process.is_sound or process.answers_s > self.clock.now_s:
             self.clock.after(_COPY_S, self._retired, worker, evidence)
             return
-        others = [w for w in self.workers if w not in self._paused and w not in self._draining]
+        others = [w for w in self.running if w not in self._draining]
         if not others:
             self._draining.discard(worker)
             self._act(self.membership.joined(worker, self.clock.now_s, has_nanny=True))
@@ -492,3 +507,8 @@ class SimulatedCluster:
         machine.waiting.clear()
         if machine.process is not None:
             self._killed(machine.process)
+
+
+def _compute(process: Process, task: Task, tell: Callable[[Any], None]) -> None:
+    """Do a task with the parameters that it brings along, and give back its sums."""
+    tell(task.compute(task.blocks))

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_dml.exchange.holder import Nodes, OnceSum
+from dask_dml.exchange.ranges import NamedArrays
 from dask_dml.faults.attempts import (
     Action,
     AttemptKey,
@@ -23,23 +25,26 @@ from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.schedule import Fault, Schedule, draw_schedule
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
 from dask_dml.faults.simulation.cluster import SimulatedCluster
-from dask_dml.faults.simulation.machines import Task, TaskKey
+from dask_dml.faults.simulation.holding import Flow, SimulatedHolder, run
+from dask_dml.faults.simulation.machines import Process, Task, TaskKey
 from dask_dml.faults.timeline import FaultEvent
 from dask_dml.objective import TreeSum
 from dask_dml.objective.summation import Node
 
 Array = NDArray[np.float64]
-Nodes = list[tuple[Node, Array]]
+Sums = list[tuple[Node, Array]]
 
 # How often a fit looks at its round, and at the cluster.
 TICK_S = 0.1
 LOOK_S = 0.5
 # A fit that has not ended by then never will.
 LONGEST_S = 1200.0
-# Work that one worker has in a round, and what it takes to make a block anew.
+# What a block takes, and what it takes to make it where it is not.
 BLOCK_S = 0.25
 REMADE_S = 0.15
 N_VALUES = 4
+# Until a fit hears of an event.
+_NEWS_S = 0.003
 _SHARDS_A_WORKER = 2
 
 
@@ -83,6 +88,8 @@ class SimulatedFit:
     recoveries : tuple of Recovery
     poison : tuple of int
         Blocks that were held to be poison.
+    n_redone : int
+        Blocks that were done again since their sums were lost with all hosts of the holder.
     n_steps : int
         Events of the virtual clock.
     """
@@ -100,6 +107,7 @@ class SimulatedFit:
     n_duplicated: int
     recoveries: tuple[Recovery, ...]
     poison: tuple[int, ...]
+    n_redone: int
     n_steps: int
 
     @property
@@ -128,10 +136,10 @@ class _Work:
         self.n_blocks = n_blocks
         self.start: Array = np.ones(N_VALUES)
 
-    def of(self, point: Array) -> Callable[[Blocks], Nodes]:
+    def of(self, point: Array) -> Callable[[Blocks], Sums]:
         """Make the work of a round at a point."""
 
-        def nodes(blocks: Blocks) -> Nodes:
+        def nodes(blocks: Blocks) -> Sums:
             total: TreeSum[Array] = TreeSum(self.n_blocks)
             for block in blocks:
                 total.add((0, block), self._blocks[block] * point)
@@ -171,7 +179,7 @@ class _Client:
         self.point = work.start
         self.n_done = 0
         self.events: list[FaultEvent] = []
-        self.n_resubmitted = self.n_duplicated = 0
+        self.n_resubmitted = self.n_duplicated = self.n_redone = 0
         self.recoveries: list[Recovery] = []
         self.poison: list[int] = []
         self._policy = policy
@@ -181,6 +189,8 @@ class _Client:
         self._n_rounds = n_rounds
         self._kills = poison
         self._n_round = 0
+        # On the scheduler: these hear at once.
+        self._listeners: list[Callable[[str, str], None]] = []
         self.cluster = SimulatedCluster(
             clock, rng, noise, policy, n_workers, _costs, self._hear, self._is_killing
         )
@@ -216,13 +226,28 @@ class _Client:
         if not self._threads:
             self._await(self._begin)
             return
-        self._n_round += 1
-        self._ledger = Ledger(self._policy, [1.0] * self._work.n_blocks)
         self._sum: TreeSum[Array] = TreeSum(self._work.n_blocks)
         self._compute = self._work.of(self.point)
+        self._open(frozenset(range(self._work.n_blocks)))
+
+    def _open(self, blocks: frozenset[int]) -> None:
+        """Have blocks done."""
+        self._look()
+        if not self._threads:
+            self._await(self._open, blocks)
+            return
+        self._n_round += 1
+        self._ledger = Ledger(self._policy, [1.0] * self._work.n_blocks)
         self._where = {}
-        self._do(self._ledger.open(self._cut(), self._clock.now_s))
+        cut = [(worker, tuple(b for b in part if b in blocks)) for worker, part in self._cut()]
+        self._do(self._ledger.open([part for part in cut if part[1]], self._clock.now_s))
         self._clock.after(TICK_S, self._tick, self._n_round)
+
+    def _take(self, nodes: Any) -> None:
+        self._sum.update(nodes)
+
+    def _lose(self, shard: int, attempt: int) -> None:
+        raise AssertionError("a task that brings its parameters along cannot miss them")
 
     def _cut(self) -> Iterable[tuple[str, Blocks]]:
         """Blocks stay where they are, as evenly as that goes; each worker has some shards."""
@@ -279,7 +304,8 @@ class _Client:
                 if action.kind:
                     self._note(action.kind, attempt.worker, action.reason)
                 key = (self._n_round, *attempt.key)
-                self.cluster.submit(Task(key, attempt.blocks, attempt.worker, self._compute))
+                task = Task(key, attempt.blocks, attempt.worker, self.n_done, self._compute)
+                self.cluster.submit(task)
             elif isinstance(action, Cancel):
                 self.cluster.cancel([(self._n_round, *key) for key in action.keys])
             elif isinstance(action, Poison):
@@ -293,19 +319,25 @@ class _Client:
         self.cluster.fetch(task, self._fetched)
 
     def _fetched(self, task: Task) -> None:
-        number, *key = task.key
+        number, shard, attempt = task.key
         if number != self._n_round or self.cluster.tasks.pop(task.key, None) is None:
             return
-        counts, actions = self._ledger.finished((key[0], key[1]), self._clock.now_s)
+        if task.result is None:
+            self._lose(shard, attempt)
+            return
+        counts, actions = self._ledger.finished((shard, attempt), self._clock.now_s)
         if counts:
-            self._sum.update(task.compute(task.blocks))
+            self._take(task.result)
         self._do(actions)
         if self._ledger.is_complete:
             self._end()
 
     def _end(self) -> None:
         self._recover()
-        self.point = self._work.step(self.point, self._sum.value)
+        self._step(self._sum.value)
+
+    def _step(self, total: Array) -> None:
+        self.point = self._work.step(self.point, total)
         self.n_done += 1
         self.cluster.cancel(list(self.cluster.tasks))
         if self.n_done == self._n_rounds:
@@ -319,10 +351,12 @@ class _Client:
         self, kind: str, worker: str, evidence: str, keys: tuple[TaskKey, ...], blamed: bool
     ) -> None:
         self._note(kind, worker, evidence)
-        delay_s = self._rng.expovariate(1.0) * 0.003
+        delay_s = self._rng.expovariate(1.0) * _NEWS_S
         if blamed:
             self._clock.after(delay_s, self._notices.append, (worker, keys))
         self._clock.after(delay_s, self._learn)
+        for listen in self._listeners:
+            listen(kind, worker)
 
     def _learn(self) -> None:
         self._suspects = self.cluster.suspects
@@ -363,6 +397,83 @@ class _Client:
         self.events.append(FaultEvent(self._clock.now_s, kind, worker, evidence, ""))
 
 
+class _HeldClient(_Client):
+    """A client whose parameters and sums are with the holder."""
+
+    def hold(self, n_hosts: int) -> None:
+        """Have the holder on so many hosts; before the first round."""
+        self._holder = SimulatedHolder(
+            self.cluster, self._clock, self._work.n_blocks, n_hosts, self._note
+        )
+        self.cluster.worked = self._worked
+        self._listeners.append(self._holder.noticed)
+
+    def _begin(self) -> None:
+        self._look()
+        if not self._threads:
+            self._await(self._begin)
+            return
+        self._compute = self._work.of(self.point)
+        self._given_back = OnceSum(self._work.n_blocks)
+        self._publish(lambda: self._open(frozenset(range(self._work.n_blocks))))
+
+    def _publish(self, then: Callable[[], None]) -> None:
+        def published(is_there: bool) -> None:
+            if is_there:
+                then()
+            elif not self.reason:
+                # Nobody can host now.
+                self._look()
+                if self._threads:
+                    self._clock.after(LOOK_S, self._publish, then)
+                else:
+                    self._await(self._publish, then)
+
+        # Not the client's own array: what tasks have must have come to them.
+        values = NamedArrays({"theta": self.point.copy()})
+        run(self._holder.publish(self.n_done, values), published)
+
+    def _worked(self, process: Process, task: Task, tell: Callable[[Any], None]) -> None:
+        run(self._pushed(process, task), tell)
+
+    def _pushed(self, process: Process, task: Task) -> Flow:
+        values = yield from self._holder.pull(process, task.version)
+        if values is None:
+            return None
+        sums = self._work.of(values.arrays["theta"])(task.blocks)
+        nodes = [(node, NamedArrays({"gradient": value})) for node, value in sums]
+        is_there = yield from self._holder.push(
+            process, task.version, task.blocks, task.key[2], nodes
+        )
+        return [] if is_there else nodes
+
+    def _take(self, nodes: Any) -> None:
+        self._given_back.add(nodes)
+
+    def _lose(self, shard: int, attempt: int) -> None:
+        number = self._n_round
+
+        def again() -> None:
+            if number == self._n_round and not self.reason:
+                self._do(self._ledger.failed((shard, attempt), self._clock.now_s))
+
+        self._publish(again)
+
+    def _end(self) -> None:
+        self._recover()
+        run(self._holder.collect(self.n_done), self._collected)
+
+    def _collected(self, nodes: Nodes) -> None:
+        total = OnceSum(self._work.n_blocks)
+        total.add(nodes)
+        total.add(self._given_back.nodes)
+        if missing := frozenset(total.missing):
+            self.n_redone += len(missing)
+            self._publish(lambda: self._open(missing))
+        else:
+            self._step(total.value.arrays["gradient"])
+
+
 def _costs(blocks: Blocks, held: set[int]) -> float:
     return BLOCK_S * len(blocks) + REMADE_S * len(set(blocks) - held)
 
@@ -376,6 +487,7 @@ def simulate(
     *,
     noise: Noise | None = None,
     poison: Iterable[int] = (),
+    holder_hosts: int = 0,
 ) -> SimulatedFit:
     """Fit on a simulated cluster while a schedule of faults runs.
 
@@ -393,6 +505,9 @@ def simulate(
         How irregular the cluster is without faults.
     poison : iterable of int
         Blocks that kill the process that has done them.
+    holder_hosts : int
+        Hosts of the parameter holder, its replicas included, through which parameters and sums go;
+        0: there is no holder, and they go through the client.
 
     Returns
     -------
@@ -406,9 +521,15 @@ def simulate(
     rng = random.Random(schedule.seed)
     clock = VirtualClock()
     work = _Work(schedule.seed, n_blocks)
-    client = _Client(
-        policy, clock, rng, noise or Noise(), schedule.n_workers, work, n_rounds, frozenset(poison)
-    )
+    arguments = (
+        policy, clock, rng, noise or Noise(), schedule.n_workers, work, n_rounds, frozenset(poison),
+    )  # fmt: skip
+    client: _Client
+    if holder_hosts:
+        client = held = _HeldClient(*arguments)
+        held.hold(holder_hosts)
+    else:
+        client = _Client(*arguments)
     for fault in schedule.faults:
         clock.after(0.5 + fault.at_s, client.strike, fault)
     while not client.reason:
@@ -430,5 +551,6 @@ def simulate(
         n_duplicated=client.n_duplicated,
         recoveries=tuple(client.recoveries),
         poison=tuple(client.poison),
+        n_redone=client.n_redone,
         n_steps=clock.n_events,
     )

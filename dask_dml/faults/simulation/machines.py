@@ -29,8 +29,10 @@ class Task:
     blocks : tuple of int
     planned : str
         The worker that is preferred.
+    version : int
+        Of the parameters.
     compute : callable
-        Gives its result.
+        Gives its result, with the parameters that the task brings along.
     at : str
         Where it is; empty while nobody can be given it.
     is_done : bool
@@ -41,6 +43,7 @@ class Task:
     key: TaskKey
     blocks: Blocks
     planned: str
+    version: int
     compute: Callable[[Blocks], Any]
     at: str = ""
     is_done: bool = False
