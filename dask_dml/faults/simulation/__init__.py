@@ -1,8 +1,8 @@
 """A simulated cluster on a virtual clock, which runs the state machines that the real one runs.
 
 Verdicts come from `Membership`, attempts from `Ledger`, parameters and sums are with `Holder`, and
-add up by `TreeSum`: only machines, network and what Dask does are played. So thousands of schedules of faults can be run a minute, and each
-again from its seed.
+add up by `TreeSum`: only machines, network and what Dask does are played. So thousands of schedules
+of faults can be run a minute, and each again from its seed.
 """
 
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
