@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 from distributed import Event as ClusterEvent
 
 from dask_dml.errors import ClusterError, HolderLostError, StaleRunError
+from dask_dml.linear_model import LogisticRegression
 from dask_dml.objective import Request, Statistics, TreeSum
 from dask_dml.objective.losses import LogisticLoss
 from dask_dml.runtime.holder import HolderClient
@@ -48,7 +49,7 @@ def chief(fleet, until):
     with Client(fleet) as client:
         client.wait_for_workers(N_WORKERS, timeout=DEADLINE_S)
         yield client
-        until(lambda: len(workers_of(client)) == N_WORKERS, "as many workers as before")
+        client.wait_for_workers(N_WORKERS, timeout=2 * DEADLINE_S)
         until(lambda: not left_on(client), "nothing of a holder left")
 
 
@@ -319,5 +320,66 @@ def test_a_scheduler_without_the_package_of_this_version_is_named(chief, holders
     monkeypatch.setattr("dask_dml.runtime.holder.__version__", "0.0.1")
     holders_before = left_on(chief)
     with pytest.raises(ClusterError, match=r"run run comes from 0\.0\.1"):
-        holders("run")
+        holders("run").publish(0, request())
     assert holders_before == []
+
+
+# -- fits ---------------------------------------------------------------------------------------
+
+
+def hosts_of_the_run(client):
+    def hosts(dask_scheduler):
+        (run,) = dask_scheduler.plugins["dml-holder-directory"]._runs.values()
+        return run.ranges[0].hosts
+
+    return client.run_on_scheduler(hosts)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Have all rounds go through the holder, and few rows make several blocks."""
+    monkeypatch.setattr("dask_dml.runtime.cluster.HOLDER_BYTES", 0)
+
+
+@pytest.mark.parametrize(
+    ("which", "how"),
+    [
+        ((0,), signal.SIGKILL),
+        ((1,), signal.SIGKILL),
+        ((0, 1), signal.SIGKILL),
+        ((0,), signal.SIGSTOP),
+    ],
+    ids=["primary", "replica", "both", "primary-stopped"],
+)
+def test_a_fit_has_the_undisturbed_bits(
+    chief, problem, descent, local, same_bits, on_round, always, small_blocks, which, how
+):
+    data = problem.X, problem.three, problem.weight
+    undisturbed = descent(runtime=local).fit(*data)
+    struck = []
+
+    def strike():
+        hosts = hosts_of_the_run(chief)
+        struck.extend(hosts[index] for index in which)
+        pids = [pid_of(chief, worker) for worker in struck]
+        for pid in pids:
+            os.kill(pid, how)
+
+    fitted = descent(callbacks=[on_round(1, strike)]).fit(*data)
+    same_bits(fitted, undisturbed)
+    assert struck
+    # On a machine that is busy a replica may seem lost as well, and more may be told than this.
+    faults = fitted.faults_[fitted.faults_["kind"].isin(["holder-promoted", "holder-lost"])]
+    if which != (1,):
+        assert not set(faults["worker"]).isdisjoint(struck), fitted.faults_.to_string()
+
+
+def test_an_undisturbed_fit_through_the_holder(
+    chief, problem, descent, local, same_bits, always, small_blocks
+):
+    data = problem.X, problem.two
+    same_bits(descent().fit(*data), descent(runtime=local).fit(*data))
+    solver = {"solver": "newton"}
+    fitted = LogisticRegression(**solver).fit(*data)
+    same_bits(fitted, LogisticRegression(runtime=local, **solver).fit(*data))
+    assert left_on(chief) == []
