@@ -309,9 +309,9 @@ def faults_command(scheduler: str, follow: bool, as_json: bool) -> None:
         client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
         # What came before; what comes twice meanwhile is printed once.
         shown = [message for _, message in client.get_events(TOPIC)]
-        _print_events(shown, as_json)
 
         def following() -> Iterator[Mapping[str, Any]]:
+            yield from shown
             before = [json.dumps(message, default=str) for message in shown]
             while client.status == "running":
                 try:
@@ -328,19 +328,27 @@ def faults_command(scheduler: str, follow: bool, as_json: bool) -> None:
             _print_events(following(), as_json)
 
 
+_EVENT = "{:<8}  {:<18} {:<27} {:>6} {:>6}  {}"
+
+
 def _print_events(messages: Iterable[Mapping[str, Any]], as_json: bool) -> None:
-    for message in messages:
+    """Print events as they come, the first below a line of headings."""
+    for number, message in enumerate(messages):
         if as_json:
             click.echo(json.dumps(_plain(message), default=str))
             continue
+        if number == 0:
+            click.echo(_EVENT.format("when", "kind", "worker", "cost s", "blocks", "what"))
         event = FaultEvent.from_message(message)
-        when = time.strftime("%H:%M:%S", time.localtime(event.time_s))
-        cost = f"; cost {event.cost_s:.1f} s" if event.cost_s else ""
-        if event.recomputed_blocks:
-            cost += f"; {event.recomputed_blocks} blocks made again"
         click.echo(
-            f"{when}  {event.kind:<18} {event.worker or '-':<28} {event.evidence}; "
-            f"{event.action or 'nothing done'}{cost}"
+            _EVENT.format(
+                time.strftime("%H:%M:%S", time.localtime(event.time_s)),
+                event.kind,
+                event.worker or "-",
+                f"{event.cost_s:.1f}" if event.cost_s else "-",
+                event.recomputed_blocks or "-",
+                "; ".join(filter(None, (event.evidence, event.action))),
+            )
         )
 
 

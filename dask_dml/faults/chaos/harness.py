@@ -282,7 +282,7 @@ class ChaosCluster:
         pause = threading.Event()
         while not self._all_are_there():
             if time.monotonic() > end_s:
-                here = sorted(self._hand.scheduler_info(n_workers=-1)["workers"])
+                here = sorted(self._workers())
                 machines = {m.name: m.child.reports[-1:] for m in self._machines.values()}
                 raise ClusterError(
                     f"after {_START_S:g} s not all workers have joined: the scheduler has "
@@ -298,9 +298,14 @@ class ChaosCluster:
         machines = list(self._machines.values())
         if not all(machine.child.reports and _is_alive(machine.pid) for machine in machines):
             return False
-        workers = self._hand.scheduler_info(n_workers=-1)["workers"]
-        expected = {machine.worker: machine.name for machine in machines}
-        return {worker: facts["name"] for worker, facts in workers.items()} == expected
+        return self._workers() == {machine.worker: machine.name for machine in machines}
+
+    def _workers(self) -> dict[str, str]:
+        """Names of the scheduler's workers by their addresses."""
+        # Not `Client.scheduler_info`, which the client refreshes by itself without the workers.
+        scheduler: Any = self._hand.scheduler
+        identity = self._hand.sync(scheduler.identity, n_workers=-1)
+        return {address: facts["name"] for address, facts in identity["workers"].items()}
 
     # -- faults -------------------------------------------------------------------------------
 
@@ -319,7 +324,7 @@ class ChaosCluster:
         done = f"{fault.kind} {machine.name} ({machine.worker}, process {machine.pid})"
         match fault.kind:
             case "kill":
-                _process(machine).kill()
+                _kill(_process(machine))
             case "hang":
                 process = _process(machine)
                 process.suspend()
@@ -404,7 +409,7 @@ class ChaosCluster:
                 del self._machines[number]
             elif machine.child.reports and machine.pid in hogs and machine.child.is_on:
                 with suppress(psutil.NoSuchProcess):
-                    psutil.Process(machine.pid).kill()
+                    _kill(psutil.Process(machine.pid))
         self._wait_for_workers()
 
     def _end_signallers(self) -> None:
@@ -421,6 +426,12 @@ def _process(machine: Machine) -> psutil.Process:
         return psutil.Process(machine.pid)
     except psutil.NoSuchProcess as error:
         raise ClusterError(f"the worker of {machine.name} has ended already") from error
+
+
+def _kill(process: psutil.Process) -> None:
+    """Kill a process, and wait until it has gone: until then it looks as before."""
+    process.kill()
+    process.wait(_SETTLE_S)
 
 
 def _is_alive(pid: int) -> bool:
