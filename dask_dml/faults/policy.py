@@ -162,7 +162,7 @@ class FaultPolicy:
     def most_patient(self, other: FaultPolicy) -> FaultPolicy:
         """Combine the policies of two fits on one cluster: no worker goes sooner than either says.
 
-        Of each threshold the more patient one is taken; the predictor is that of this policy.
+        Of each threshold the more patient one is taken; the predictor is that of this policy, if it has one.
         """
         patient = {
             field.name: max(getattr(self, field.name), getattr(other, field.name))
@@ -172,7 +172,7 @@ class FaultPolicy:
         return FaultPolicy(
             monitor=self.monitor or other.monitor,
             heartbeat_s=min(self.heartbeat_s, other.heartbeat_s),
-            predictor=self.predictor,
+            predictor=self.predictor or other.predictor,
             restart=self.restart and other.restart,
             **patient,
         )

@@ -13,7 +13,7 @@ import logging
 import math
 import statistics
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,7 @@ HOLDER_BYTES = 4 * 1024 * 1024
 # How much slower or faster than the typical worker a worker is taken to be, at most.
 _SPEED_RATIO = 20.0
 _SPEED_RATIO_SHORT = 2.0
+_FORGIVEN = 1.2
 # A round this much longer than with even loads, and no shorter, has its blocks placed anew.
 _UNEVEN = 1.4
 _UNEVEN_S = 0.5
@@ -236,7 +237,9 @@ class ClusterExecutor:
             busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
             nbytes = sum(self._block_nbytes[block] for block in blocks)
             done[worker] = done.get(worker, 0.0) + nbytes
-        self._speed |= {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
+        self._learn_speed(
+            {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}, round_.overtaken
+        )
         nbytes = work.nbytes * round_.n_submitted + sum(result.nbytes for _, result in results)
         seconds = watch.seconds
         try:
@@ -288,6 +291,18 @@ class ClusterExecutor:
             retry = Round[Any](self._run, work, f"{round_.kind}-again{again}", round_.number)
             results += retry.evaluate([shard for shard in cut if shard[1]])
         raise AssertionError("unreachable")
+
+    def _learn_speed(
+        self, measured: Mapping[str, float], overtaken: Sequence[tuple[str, float]]
+    ) -> None:
+        known = [speed for worker, speed in self._speed.items() if worker in self._roster.threads]
+        for worker in self._speed.keys() - measured.keys() - {worker for worker, _ in overtaken}:
+            # Given nothing, it is thought a little better of each round, until it is tried again.
+            speed = self._speed[worker]
+            self._speed[worker] = max(speed, min(speed * _FORGIVEN, statistics.median(known)))
+        self._speed |= measured
+        for worker, speed in overtaken:
+            self._speed[worker] = min(self._speed.get(worker, math.inf), speed)
 
     # -- workers ----------------------------------------------------------------------------
 

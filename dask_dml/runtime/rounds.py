@@ -102,11 +102,19 @@ class Round(Generic[C]):
     kind : {"survey", "gradient", "hessian"}
     number : int
         Of the round; the survey is -1.
+
+    Attributes
+    ----------
+    n_submitted : int
+        Tasks so far.
+    overtaken : list of (worker, bytes per second)
+        Workers that others overtook, and the speed that they did not reach.
     """
 
     def __init__(self, run: Run, work: SentWork[Any, C], kind: str, number: int) -> None:
         self.number = number
         self.n_submitted = 0
+        self.overtaken: list[tuple[str, float]] = []
         self._run = run
         self.kind = kind
         self._work = work
@@ -216,8 +224,8 @@ class Round(Generic[C]):
         status = {key: future.status for key, future in self._futures.items()}
         for key in [key for key, at in status.items() if at == "error"]:
             self._fail(key)
-        if any(at in ("cancelled", "lost") for at in status.values()):
-            gone = [self._attempts[key].blocks for key, at in status.items() if at == "cancelled"]
+        gone = [self._attempts[key].blocks for key, at in status.items() if at == "cancelled"]
+        if gone:
             raise CancelledError(f"tasks of blocks {gone}")
         ready = tuple(
             key
@@ -228,7 +236,8 @@ class Round(Generic[C]):
             self._begin_fetch(ready)
             self._end_fetch(_TICK_S)
             return
-        pending = [self._futures[key] for key, at in status.items() if at == "pending"]
+        # What is lost, the scheduler makes again; or it says that it is cancelled.
+        pending = [self._futures[key] for key, at in status.items() if at in ("pending", "lost")]
         if not pending:
             # What is left is where nobody answers, or rests.
             self._never.wait(_TICK_S)
@@ -363,8 +372,7 @@ class Round(Generic[C]):
             if isinstance(action, Submit):
                 self._submit(action)
             elif isinstance(action, Cancel):
-                futures = [self._futures.pop(key) for key in action.keys if key in self._futures]
-                self._run.client.cancel(futures)
+                self._take_back(action.keys)
             else:
                 raise self._given_up(action)
 
@@ -405,6 +413,17 @@ class Round(Generic[C]):
             pure=False,
         )
 
+    def _take_back(self, keys: Collection[AttemptKey]) -> None:
+        now_s = time.monotonic()
+        for key in keys:
+            attempt = self._attempts[key]
+            if attempt.number == 0:
+                nbytes = sum(self._run.block_nbytes[block] for block in attempt.blocks)
+                worker = self._where.get(key, attempt.worker)
+                self.overtaken.append((worker, nbytes / (now_s - attempt.started_s)))
+        futures = [self._futures.pop(key) for key in keys if key in self._futures]
+        self._run.client.cancel(futures)
+
     def _given_up(self, action: Poison | Exhausted) -> FitError:
         run = self._run
         if isinstance(action, Poison):
@@ -434,7 +453,7 @@ class Round(Generic[C]):
                 {
                     block
                     for key, future in self._futures.items()
-                    if future.status in ("error", "lost", "cancelled")
+                    if future.status in ("error", "cancelled")
                     for block in self._attempts[key].blocks
                 }
             )
