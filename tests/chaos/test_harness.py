@@ -16,6 +16,7 @@ from distributed import LocalCluster
 from dask_dml.errors import ClusterError
 from dask_dml.faults.chaos import Chaos, ChaosCluster, Fault, Schedule
 from dask_dml.faults.chaos.network import NamespaceNetwork, why_no_namespaces
+from dask_dml.faults.chaos.trial import run_trial
 
 DEADLINE_S = 60.0
 # How long nothing may come before somebody counts as cut off.
@@ -283,6 +284,15 @@ class TestNamespaces:
         assert asked(cluster, 1).result(DEADLINE_S) == 0
         cluster.end(cut)
         assert question.result(DEADLINE_S) == 0
+
+    @pytest.mark.parametrize("kind", PARTITIONS)
+    def test_a_fit_ends_with_the_same_bits(self, cluster, arena, kind):
+        schedule = Schedule(0, 2, 2.5, (Fault(kind, 0.3, 2.0, 0),))
+        with arena.fitting("stored") as fit:
+            trial = run_trial(cluster, schedule, fit, arena.expected, DEADLINE_S)
+        assert trial.error == ""
+        assert trial.same_bits
+        assert trial.leftovers == ()
 
     def test_machines_have_addresses_of_their_own(self, cluster):
         hosts = {cluster.machine(number).worker.split(":")[1] for number in (0, 1)}
