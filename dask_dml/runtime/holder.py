@@ -173,6 +173,7 @@ class HolderClient:
         self._events: list[Mapping[str, str]] = []
         self._published: dict[str, np.ndarray] = {}
         self._plugin = ""
+        self._is_open = False
         self._generation = 0
         self._places: tuple[Place, ...] = ()
         self._last: tuple[int, Request] | None = None
@@ -304,10 +305,10 @@ class HolderClient:
 
     def close(self) -> None:
         """Have all workers forget this run."""
-        if not self._plugin or self._client.status != "running":
-            return  # the scheduler notices by itself that a client is gone
-        self._plugin = ""
-        self._call("dml_holder_end")
+        is_open, self._is_open = self._is_open, False
+        # The scheduler notices by itself that a client is gone.
+        if is_open and self._client.status == "running":
+            self._call("dml_holder_end")
 
     # -- the directory ----------------------------------------------------------------------
 
@@ -339,6 +340,7 @@ class HolderClient:
             if answer["status"] != "OK":
                 raise ClusterError(answer["message"])
             self._plugin = str(answer["plugin"])
+            self._is_open = True
             self._take_note(answer)
             return
         raise ClusterError("the scheduler took the holder's plugin and does not know it")
