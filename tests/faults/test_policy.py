@@ -140,7 +140,9 @@ def test_in_which_order_policies_are_combined_does_not_matter(a, b, c):
     assert a.most_patient(b).most_patient(c) == a.most_patient(b.most_patient(c))
 
 
-def test_the_predictor_is_that_of_the_first_policy():
-    predictor = Constant()
-    assert FaultPolicy(predictor=predictor).most_patient(FaultPolicy()).predictor is predictor
-    assert FaultPolicy().most_patient(FaultPolicy(predictor=predictor)).predictor is None
+def test_the_predictor_is_that_of_the_first_policy_that_has_one():
+    first, second = Constant(), Constant()
+    assert FaultPolicy(predictor=first).most_patient(FaultPolicy()).predictor is first
+    assert FaultPolicy().most_patient(FaultPolicy(predictor=second)).predictor is second
+    both = FaultPolicy(predictor=first).most_patient(FaultPolicy(predictor=second))
+    assert both.predictor is first

@@ -150,6 +150,7 @@ def test_without_a_worker_the_fit_waits_as_long_as_the_policy_says():
     assert joined.same_bits
 
 
+@pytest.mark.timeout(900)
 def test_of_a_thousand_schedules_every_fit_ends_with_the_undisturbed_bits():
     summary = simulate_all(range(1_000), n_rounds=5)
     assert [str(fit) for fit in summary.failures] == []
