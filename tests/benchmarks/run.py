@@ -2,9 +2,9 @@
 
     python tests/benchmarks/run.py [NAME ...] [--rows N] [--write]
 
-NAME is one of: logistic, round, memory, import; all by default. Prints a table on stdout, progress
-on stderr, and ends with status 1 when a target is missed. ``--write`` puts the table into
-docs/performance_figures.md.
+NAME is one of: logistic, round, memory, import, recovery, watching, scheduler; all by default.
+Prints a table on stdout, progress on stderr, and ends with status 1 when a target is missed.
+``--write`` puts the table into docs/performance_figures.md.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 from distributed import Client, LocalCluster, wait
+from recovery import BENCHES as FAULT_BENCHES
 from scipy.special import log1p
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 
@@ -287,6 +288,10 @@ BENCHES = {
     "round": bench_round,
     "memory": bench_memory,
     "import": bench_import,
+}
+BENCHES |= {
+    name: lambda n_rows, bench=bench: [Figure(*row) for row in bench(n_rows)]
+    for name, bench in FAULT_BENCHES.items()
 }
 
 

@@ -1,0 +1,126 @@
+"""How fast a fit recovers, and what watching costs; run by run.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distributed import Client, LocalCluster, wait
+
+import dask_dml as dml
+from dask_dml.datasets.synthetic import higgs_like
+from dask_dml.faults.simulation import watching_share
+from dask_dml.linear_model import LogisticRegression
+from dask_dml.runtime import RoundEnded
+
+N_WORKERS = 3
+REPEATS = 3
+PAIRS = 9
+Row = tuple[str, float, str, float, str]
+
+
+def recovery_s(client: Client, data: Any, signal_number: int) -> float:
+    """Seconds from a signal in mid-round to the end of that round."""
+    sent_s: list[float] = []
+    ended_s: list[float] = []
+
+    def strike(pid: int) -> None:
+        sent_s.append(time.monotonic())
+        os.kill(pid, signal_number)
+
+    def listen(event: Any) -> None:
+        if not isinstance(event, RoundEnded):
+            return
+        if sent_s and not ended_s:
+            ended_s.append(time.monotonic())
+        if event.round == 1:
+            victim = sorted(client.scheduler_info(n_workers=-1)["workers"])[0]
+            (pid,) = client.run(os.getpid, workers=[victim]).values()
+            threading.Timer(0.05, strike, [pid]).start()
+
+    LogisticRegression(solver="lbfgs", callbacks=[listen]).fit(*data)
+    return ended_s[0] - sent_s[0]
+
+
+def bench_recovery(n_rows: int) -> list[Row]:
+    """SIGSTOP and SIGKILL of one of three workers in mid-fit."""
+    rows = []
+    for name, number, target in (
+        ("SIGSTOP", signal.SIGSTOP, 5.0),
+        ("SIGKILL", signal.SIGKILL, 1.5),
+    ):
+        times = []
+        for _ in range(REPEATS):
+            with (
+                LocalCluster(
+                    n_workers=N_WORKERS, threads_per_worker=1, dashboard_address=":0"
+                ) as cluster,
+                Client(cluster) as client,
+            ):
+                data = client.persist(higgs_like(n_rows))
+                wait(data)
+                LogisticRegression(max_iter=1, solver="lbfgs", tol=0.9).fit(*data)
+                times.append(recovery_s(client, data, number))
+        detail = (
+            f"from the signal to the end of the round, {n_rows:,} x 28 persisted; median of "
+            f"{', '.join(f'{t:.2f}' for t in times)} s"
+        )
+        rows.append(
+            (f"{name} of one of three workers", statistics.median(times), "s", target, detail)
+        )
+    return rows
+
+
+def bench_watching(n_rows: int) -> list[Row]:
+    """What the watcher costs a fit without faults, in pairs with and without it."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        data = client.persist(higgs_like(n_rows))
+        wait(data)
+
+        def seconds(monitor: bool) -> float:
+            runtime = dml.Runtime(faults=dml.FaultPolicy(monitor=monitor))
+            model = LogisticRegression(solver="lbfgs", tol=1e-12, runtime=runtime)
+            start_s = time.perf_counter()
+            model.fit(*data)
+            return time.perf_counter() - start_s
+
+        seconds(True), seconds(False)
+        pairs = []
+        for number in range(PAIRS):
+            order: tuple[bool, ...] = (True, False) if number % 2 else (False, True)
+            taken = {monitor: seconds(monitor) for monitor in order}
+            pairs.append((taken[True], taken[False]))
+    watched, alone = zip(*pairs, strict=True)
+    extra = 100.0 * (statistics.median(w / a for w, a in pairs) - 1.0)
+    detail = (
+        f"median of {PAIRS} pairs of fits of {statistics.median(alone):.2f} s; by the medians "
+        f"{100.0 * (statistics.median(watched) / statistics.median(alone) - 1.0):.2f} %"
+    )
+    return [("a fit's time with the watcher, above that without", extra, "%", 2.0, detail)]
+
+
+def bench_scheduler(n_rows: int) -> list[Row]:
+    """What the watcher costs the scheduler of a large fleet."""
+    del n_rows
+    shares = [100.0 * watching_share(time.process_time, 1000) for _ in range(5)]
+    detail = (
+        "heartbeats, probes and judging of 1,000 simulated workers, CPU over their time; "
+        f"{', '.join(f'{s:.2f}' for s in shares)}"
+    )
+    name = "the watcher's share of a core, 1,000 workers"
+    return [(name, statistics.median(shares), "%", 0.5, detail)]
+
+
+BENCHES: dict[str, Callable[[int], list[Row]]] = {
+    "recovery": bench_recovery,
+    "watching": bench_watching,
+    "scheduler": bench_scheduler,
+}
