@@ -226,6 +226,11 @@ def info_command(store: str, as_json: bool) -> None:
 @click.option("--max-iter", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--solver", type=click.Choice(SOLVERS), default="auto", show_default=True)
 @click.option("--no-intercept", is_flag=True, help="Fit no intercept.")
+@click.option(
+    "--checkpoint",
+    metavar="PLACE",
+    help="Path or URL where the state is kept between rounds; the same command goes on from there.",
+)
 @cluster_options
 @overwrite_option
 @json_option
@@ -240,6 +245,7 @@ def fit_command(
     max_iter: int,
     solver: str,
     no_intercept: bool,
+    checkpoint: str | None,
     scheduler: str | None,
     workers: int | None,
     overwrite: bool,
@@ -260,6 +266,7 @@ def fit_command(
         max_iter=max_iter,
         solver=solver,
         fit_intercept=not no_intercept,
+        checkpoint=checkpoint,
         callbacks=[progress],
     )
     started = time.perf_counter()

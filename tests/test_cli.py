@@ -214,6 +214,16 @@ class TestFit:
         assert found["classes"] == ["late", "on time"]
         assert found["faults"] == []
 
+    def test_the_same_command_goes_on_from_its_checkpoint(self, stores, tmp_path):
+        arguments = (
+            "fit", stores / "two.zarr", "--model", tmp_path / "m.zarr", "--solver", "lbfgs",
+            "--checkpoint", tmp_path / "checkpoint", "--overwrite",
+        )  # fmt: skip
+        first, again = call_json(*arguments), call_json(*arguments)
+        assert first["faults"] == []
+        assert [fault["kind"] for fault in again["faults"]] == ["checkpoint-resumed"]
+        assert again["objective"] == first["objective"]
+
     @pytest.mark.parametrize(
         ("options", "expected"),
         [

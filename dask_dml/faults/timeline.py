@@ -25,7 +25,7 @@ KINDS = {
     "heartbeats-blocked": "no heartbeats arrive from a worker that answers: only probes watch it",
     "work-duplicated": "a task that takes too long was given to another worker as well",
     "work-resubmitted": "a task that failed because its worker died was submitted anew",
-    "blocks-remade": "blocks were made again elsewhere from what they come from",
+    "blocks-placed": "blocks were placed anew: a worker is slow, silent, or has other threads",
     "poison-block": "workers die, one after the other, under the same block",
     "workers-awaited": "all workers are gone and the fit waits for new ones",
     "holder-promoted": "the host of the parameter holder was lost and a replica took over",

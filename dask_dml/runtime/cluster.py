@@ -326,6 +326,9 @@ class ClusterExecutor:
         if not is_calm:
             self._away = frozenset(away)
             moved = self._blocks.place(self._placement, self._away)
+            if moved and not lost and not joined:
+                evidence = f"loads were uneven, or workers were silent: {', '.join(away) or 'none'}"
+                self._log.note("blocks-placed", "", evidence, f"{moved} moved or made again")
         for worker in lost:
             n_blocks = sum(1 for at in before.values() if at == worker)
             action = f"its {n_blocks} blocks placed anew; workers now: {len(self._able())}"

@@ -300,7 +300,8 @@ class Round(Generic[C]):
         future = self._futures.pop(key)
         error = future.exception()
         if isinstance(error, HolderLostError):
-            self._request = self._run.holder.renewed()
+            renewed: Any = self._run.holder.renewed()
+            self._request = self._work = renewed
             self._do(self._ledger.failed(key, time.monotonic()))
             return
         if not isinstance(error, KilledWorker | MemoryError):
@@ -398,7 +399,8 @@ class Round(Generic[C]):
         function, arguments = task(attempt.blocks)
         self._attempts[attempt.key] = attempt
         self.n_submitted += 1
-        request = self._request
+        # Whoever has the request that all share may be the one who does not answer.
+        request = self._work if submit.kind else self._request
         if attempt.number and isinstance(request, HeldWork):
             request = replace(request, attempt=attempt.number)
         self._futures[attempt.key] = run.client.submit(
