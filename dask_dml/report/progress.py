@@ -40,7 +40,9 @@ class ProgressBar:
             self._bar.update()
             if event.result.faults:
                 names = ", ".join(fault.kind for fault in event.result.faults)
-                self._bar.write(f"round {event.round}: {names}", file=sys.stderr)
+                # On stderr a notebook would show it as something that went wrong.
+                file = sys.stdout if _in_notebook() else sys.stderr
+                self._bar.write(f"round {event.round}: {names}", file=file)
         elif self._bar is not None and isinstance(event, FitEnded):
             self._bar.set_description_str(f"{event.run.solver}: {event.reason}", refresh=True)
             self._bar.close()

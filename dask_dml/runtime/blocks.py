@@ -36,6 +36,9 @@ from dask_dml.runtime.shard import (
 # How long blocks that were lost may take to be made again before a round begins without them.
 _MADE_S = 10.0
 
+# How the keys of tasks begin that make one block.
+_BLOCK_TASKS = ("dml-load", "dml-made", "dml-send", "dml-move", "dml-target")
+
 Holders = Mapping[int, Sequence[str]]
 # Gives every block to a worker, from who holds which.
 Place = Callable[[Holders], dict[int, str]]
@@ -332,6 +335,8 @@ class HeldBlocks:
         return min(keepers, default="")
 
     def _only_at(self, block: int, suspects: Collection[str], holders: Holders) -> bool:
+        if any(future.status == "error" for future in self._held[block].futures):
+            return True
         at = set(holders.get(block, ())) or {self.placed[block]}
         return at <= set(suspects)
 
@@ -442,6 +447,13 @@ class HeldBlocks:
         for future in self._own.values():
             future.release()
         self._own, self._targets, self._held, self._others = {}, [], [], {}
+
+
+def block_of(run_id: str, key: Sequence[Any]) -> int | None:
+    """The block that a task of a run makes, sends or moves; None for other tasks."""
+    name = str(key[0])
+    is_one = name.endswith(f"-{run_id}") and name.startswith(_BLOCK_TASKS)
+    return int(key[1]) if is_one else None
 
 
 def _made_from(

@@ -34,7 +34,7 @@ _SETTLE_S = 1.0
 _RETRY_S = 0.05
 _HANDLERS = (
     "dml_holder_begin", "dml_holder_send", "dml_holder_collect", "dml_holder_accuse",
-    "dml_holder_where", "dml_holder_end",
+    "dml_holder_where", "dml_holder_wants", "dml_holder_end",
 )  # fmt: skip
 
 
@@ -218,6 +218,10 @@ class HolderDirectory(SchedulerPlugin):
         at = known.ranges[index]
         await self._doubt(run, at, epoch, host)
         return {"status": "OK", "epoch": at.epoch, "hosts": at.hosts}
+
+    def dml_holder_wants(self, plugin: str) -> bool:
+        """Tell a worker that was equipped late whether that is still of use."""
+        return plugin == self._plugin
 
     async def dml_holder_end(self, run: str) -> dict[str, Any]:
         """Have everybody forget a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,6 +33,9 @@ _SLOWEST_BYTES_S = 20e6
 # How long a task goes on asking who the hosts are, and how often.
 _PATIENCE_S = 30.0
 _RETRY_S = 0.05
+# How long after its coming the plugin asks whether it is still wanted, and how often.
+_LATE_S = 1.0
+_TIMES = 20
 _HANDLERS = (
     "dml_holder_open", "dml_holder_promote", "dml_holder_ping", "dml_holder_publish",
     "dml_holder_push", "dml_holder_pull", "dml_holder_sums", "dml_holder_copy", "dml_holder_drop",
@@ -100,9 +103,10 @@ class HolderHost(WorkerPlugin):
         self._places: dict[tuple[str, int], Place] = {}
         self._tickets = itertools.count()
         self._waiting: dict[Ticket, asyncio.Future[Outcome]] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[Any] | None] = set()
         self._handlers = {name: getattr(self, name) for name in _HANDLERS}
         worker.handlers.update(self._handlers)
+        self._spawn(self._leave_if_late())
 
     def teardown(self, worker: Worker) -> None:
         """Let go of everything."""
@@ -112,7 +116,28 @@ class HolderHost(WorkerPlugin):
         for run in {run for run, _ in self._holders} | self._pulled.keys():
             self.dml_holder_drop(run)
         for task in self._sending:
-            task.cancel()
+            if task is not None:
+                task.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _leave_if_late(self) -> None:
+        """Go, if the last run went while this worker was being equipped and could not be told."""
+        for _ in range(_TIMES):
+            await asyncio.sleep(_LATE_S)
+            try:
+                asking = self._worker.scheduler.dml_holder_wants(plugin=self.name)
+                is_wanted = await asyncio.wait_for(asking, REPLY_S)
+            except (TimeoutError, OSError):
+                continue
+            if not is_wanted and self._worker.plugins.get(self.name) is self:
+                # Not to be cancelled by the teardown that it brings about.
+                self._sending.discard(asyncio.current_task())
+                await self._worker.plugin_remove(name=self.name)
+            return
 
     # -- as a host --------------------------------------------------------------------------
 
@@ -215,9 +240,7 @@ class HolderHost(WorkerPlugin):
                 if answer is not None and not answer.done():
                     answer.set_result(action.outcome)
             else:
-                task = asyncio.create_task(self._replicate(holder, action))
-                self._sending.add(task)
-                task.add_done_callback(self._sending.discard)
+                self._spawn(self._replicate(holder, action))
 
     async def _replicate(self, holder: Holder, action: Replicate) -> None:
         """Send a copy until the replica answers, or is none any more."""

@@ -26,7 +26,7 @@ from dask_dml.faults.attempts import (
     Poison,
     Submit,
 )
-from dask_dml.runtime.blocks import Blocks
+from dask_dml.runtime.blocks import Blocks, block_of
 from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldWork, HolderClient
 from dask_dml.runtime.monitor import Monitor
@@ -129,6 +129,7 @@ class Round(Generic[C]):
         self._looked_s = time.monotonic()
         self._alone_since_s: float | None = None
         self._never = threading.Event()
+        self._cause: BaseException | None = None
 
     @property
     def name(self) -> str:
@@ -154,12 +155,12 @@ class Round(Generic[C]):
             If a block is poison, was tried too often, failed by an error of its own, or if no
             worker came for too long.
         """
-        if self._work.nbytes > _INLINE_BYTES:
-            self._request = self._run.client.submit(
-                _itself, self._work, key=self._run.key("request", self.number), pure=False
-            )
-        self._do(self._ledger.open(cut, time.monotonic()))
         try:
+            if self._work.nbytes > _INLINE_BYTES:
+                self._request = self._run.client.submit(
+                    _itself, self._work, key=self._run.key("request", self.number), pure=False
+                )
+            self._do(self._ledger.open(cut, time.monotonic()))
             self._all_at_once()
             while not self._ledger.is_complete:
                 self._fetch()
@@ -307,15 +308,11 @@ class Round(Generic[C]):
         if not isinstance(error, KilledWorker | MemoryError):
             self._futures[key] = future
             raise error
+        self._cause = error
         if isinstance(error, KilledWorker):
-            self._listen()
-            worker = str(error.last_worker.address)
             # The task that was killed is this one, or makes a block that it needs.
-            needed = self._run.blocks.held_in([error.task])
-            keys = [k for k, a in self._ledger.live.items() if k == key or needed & set(a.blocks)]
-            self._ledger.died(worker, keys)
-            if needed:
-                self._run.blocks.remake(needed, self._another(worker), [worker])
+            self._listen()
+            self._ledger.died(str(error.last_worker.address), [key])
         self._do(self._ledger.failed(key, time.monotonic()))
 
     def _listen(self) -> None:
@@ -375,7 +372,7 @@ class Round(Generic[C]):
             elif isinstance(action, Cancel):
                 self._take_back(action.keys)
             else:
-                raise self._given_up(action)
+                raise self._given_up(action) from self._cause
 
     def _submit(self, submit: Submit) -> None:
         attempt = submit.attempt
@@ -472,13 +469,19 @@ class Round(Generic[C]):
     # -- who and where ----------------------------------------------------------------------
 
     def _attempts_of(self, keys: Collection[Hashable]) -> list[AttemptKey]:
+        """Attempts of this round that tasks are, or make blocks for."""
         name, number = self._run.key(self.kind, self.number)
         found = []
         for key in keys:
-            if isinstance(key, tuple | list) and tuple(key[:2]) == (name, number):
+            if not isinstance(key, tuple | list):
+                continue
+            if tuple(key[:2]) == (name, number):
                 attempt = (int(key[2]), int(key[3]))
                 if attempt in self._attempts:
                     found.append(attempt)
+            elif (block := block_of(self._run.run_id, key)) is not None:
+                live = self._ledger.live.items()
+                found.extend(key for key, attempt in live if block in attempt.blocks)
         return found
 
     def _others_of(self, attempt: Attempt) -> list[Attempt]:
@@ -492,12 +495,6 @@ class Round(Generic[C]):
 
     def _at(self, keys: Collection[AttemptKey]) -> set[str]:
         return {self._where.get(key, self._attempts[key].worker) for key in keys}
-
-    def _another(self, but: str) -> str:
-        """A worker that can be given something, other than this one if there is any."""
-        suspects = self._run.monitor.suspects
-        able = [w for w in self._threads if w not in suspects and w != but]
-        return able[0] if able else but
 
 
 def some(blocks: Sequence[int]) -> str:

@@ -50,7 +50,7 @@ def chief(fleet, until):
         client.wait_for_workers(N_WORKERS, timeout=DEADLINE_S)
         yield client
         client.wait_for_workers(N_WORKERS, timeout=2 * DEADLINE_S)
-        until(lambda: not left_on(client), "nothing of a holder left")
+        until(lambda: not left_on(client), f"nothing of a holder left: {left_on(client)}")
 
 
 @pytest.fixture
@@ -286,13 +286,13 @@ def test_a_message_of_a_run_that_is_over_is_refused_by_name(chief, holders):
     old = HolderClient(chief, "old-run", N_BLOCKS)
     held = old.publish(0, request())
     holder = holders("new-run")
+    now = holder.publish(0, request())
     old.close()
     with pytest.raises(StaleRunError, match=r"old-run is over.*holders are of runs: new-run"):
         chief.gather(start(chief, held, SHARDS[:1]))
     with pytest.raises(StaleRunError, match=r"old-run is refused.*new-run"):
         old.publish(1, request(1))
-    held = holder.publish(0, request())
-    total, _ = total_of(chief, holder, held, start(chief, held))
+    total, _ = total_of(chief, holder, now, start(chief, now))
     assert_undisturbed(total)
 
 
