@@ -63,8 +63,8 @@ class FaultPolicy:
     poison_deaths : int
         Workers that die under a block, one after the other, before the block is held to blame.
     replicas : int
-        Copies of data that nothing can make again (scattered by the client), and of large
-        parameters.
+        Copies of data that nothing can make again (scattered by the client); and how many replicas
+        the parameter holder has besides its host.
     wait_for_workers_s : float
         How long a fit waits when all workers are gone.
 

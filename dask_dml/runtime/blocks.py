@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Protocol
 
 from dask.delayed import Delayed
-from distributed import Client, Future, futures_of, get_worker, wait
+from distributed import Client, Future, futures_of, get_worker
 
 from dask_dml.data.source import BlockLoader, DaskSource, GraphLoader, RawBlock, Source
 from dask_dml.errors import ClusterError
@@ -32,6 +30,7 @@ from dask_dml.runtime.shard import (
     read_ahead,
     run_shard,
 )
+from dask_dml.runtime.waiting import settle
 
 # How long blocks that were lost may take to be made again before a round begins without them.
 _MADE_S = 10.0
@@ -393,8 +392,7 @@ class HeldBlocks:
         if not suspects:
             # One that was lost for good fails the next round, which says which it is; so does one
             # that nobody is left to make.
-            with suppress(CancelledError, TimeoutError):
-                wait(futures, timeout=_MADE_S)
+            settle(self._client, futures, _MADE_S, "ALL_COMPLETED")
         who_has = self._client.who_has(futures)
         return {block: who_has.get(future.key, ()) for block, future in blocks.items()}
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable, Mapping
+from concurrent import futures
 from typing import Any
 
 from distributed import Client
 
 from dask_dml.errors import NoWorkersError, WorkerPackageError
+from dask_dml.runtime.waiting import in_loop
 from dask_dml.version import __version__
 
 # Status of workers that may be given work; those paused for memory will go on.
 _ABLE = ("init", "running", "paused")
-# How long a worker may take to say what it has, and when it is asked again.
-_ANSWER_S = 5.0
-_ASK_AGAIN_S = 5.0
+# How long workers are waited for to say what they have; those that take longer come in later.
+_ANSWER_S = 3.0
 
 
 class Roster:
@@ -37,7 +36,7 @@ class Roster:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._refused: set[str] = set()
-        self._asked_again_s: dict[str, float] = {}
+        self._asked: dict[str, futures.Future[Any]] = {}
         self.threads: dict[str, int] = self.look()
         if not self.threads:
             raise NoWorkersError(
@@ -58,25 +57,17 @@ class Roster:
     def admit(self, now: Mapping[str, int]) -> dict[str, str]:
         """Take over who is there now, without newcomers that cannot be used.
 
-        Newcomers that do not say in time what they have are left out, and asked again later.
+        Newcomers that do not say in time what they have are left out, and come in later.
 
         Returns
         -------
         dict of str to str
             What refused newcomers have in place of this version of the package.
         """
-        now_s = time.monotonic()
-        joined = [
-            worker
-            for worker in now
-            if worker not in self.threads and now_s >= self._asked_again_s.get(worker, now_s)
-        ]
+        joined = [worker for worker in now if worker not in self.threads]
         versions = self._versions(joined)
         misfits = _misfits(versions)
         self._refused |= misfits.keys()
-        for worker in joined:
-            if worker not in versions:
-                self._asked_again_s[worker] = now_s + _ASK_AGAIN_S
         self.threads = {
             worker: n for worker, n in now.items() if worker in self.threads or worker in versions
         }
@@ -97,30 +88,27 @@ class Roster:
         return workers
 
     def _versions(self, workers: Iterable[str]) -> dict[str, str]:
-        """What each worker has of this package, of those that answer in time."""
-        client = self._client
-
-        async def ask(worker: str) -> dict[str, Any]:
-            # Not a function of ours: where the package is missing, that could not be unpickled.
-            answer = client.run(
-                eval, "__import__('dask_dml').__version__", workers=[worker], on_error="return"
-            )
-            try:
-                found: dict[str, Any] = await asyncio.wait_for(answer, _ANSWER_S)
-            except (OSError, TimeoutError):
-                return {}
-            return found
-
-        async def ask_all() -> list[dict[str, Any]]:
-            return await asyncio.gather(*(ask(worker) for worker in workers))
-
-        found = {worker: has for answer in client.sync(ask_all) for worker, has in answer.items()}
-        # Other errors are those of a worker that is leaving.
+        """What each worker has of this package, of those that have answered."""
+        for worker in workers:
+            if worker not in self._asked:
+                self._asked[worker] = in_loop(self._client, self._ask(worker))
+        waited_for = {worker: self._asked[worker] for worker in workers}
+        futures.wait(waited_for.values(), timeout=_ANSWER_S)
+        found = {worker: answer.result() for worker, answer in waited_for.items() if answer.done()}
+        for worker, has in found.items():
+            if not isinstance(has, str | ImportError):
+                del self._asked[worker]  # it may be leaving, or not quite there: ask once more
         return {
             worker: f"missing ({has})" if isinstance(has, ImportError) else has
             for worker, has in found.items()
             if isinstance(has, str | ImportError)
         }
+
+    async def _ask(self, worker: str) -> Any:
+        # Not a function of ours: where the package is missing, that could not be unpickled.
+        code = "__import__('dask_dml').__version__"
+        answer = await self._client.run(eval, code, workers=[worker], on_error="return")
+        return answer.get(worker)
 
 
 def _misfits(versions: Mapping[str, str]) -> dict[str, str]:

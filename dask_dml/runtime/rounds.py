@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Collection, Coroutine, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -32,10 +30,11 @@ from dask_dml.runtime.holder import HeldWork, HolderClient
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.roster import Roster, address_of
 from dask_dml.runtime.shard import Contribution, SentWork, ShardResult
+from dask_dml.runtime.waiting import in_loop, settle
 
 C = TypeVar("C", bound=Contribution)
-T = TypeVar("T")
 
+Key = tuple[str | int, ...]
 # A worker, and the blocks that one task of its does.
 Shard = tuple[str, tuple[int, ...]]
 
@@ -81,12 +80,12 @@ class Run:
     block_nbytes: list[float]
     holder: HolderClient
 
-    def key(self, name: str, *numbers: int) -> tuple[Hashable, ...]:
+    def key(self, name: str, *numbers: int) -> Key:
         """Key of a task of this run."""
         return run_key(self.run_id, name, *numbers)
 
 
-def run_key(run_id: str, name: str, *numbers: int) -> tuple[Hashable, ...]:
+def run_key(run_id: str, name: str, *numbers: int) -> Key:
     """Key of a task: a name with the run, and numbers."""
     return (f"dml-{name}-{run_id}", *numbers)
 
@@ -191,8 +190,13 @@ class Round(Generic[C]):
         if self._fetching is not None:
             self._fetching[1].cancel()
             self._fetching = None
-        if self._futures and self._run.client.status == "running":
-            self._run.client.cancel(list(self._futures.values()))
+        client = self._run.client
+        if client.status == "running":
+            # By key: what Ctrl-C met while it was being submitted has no future here.
+            keys = self._futures.keys() | self._ledger.live.keys()
+            client.cancel(
+                [Future(self._run.key(self.kind, self.number, *key), client) for key in keys]
+            )
         self._futures = {}
 
     def blocks_of(self, keys: Collection[Hashable]) -> set[int]:
@@ -243,14 +247,7 @@ class Round(Generic[C]):
             # What is left is where nobody answers, or rests.
             self._never.wait(_TICK_S)
             return
-
-        async def settle() -> None:
-            with suppress(TimeoutError):
-                await wait(pending, timeout=_TICK_S, return_when="FIRST_COMPLETED")
-
-        # Not waited for from this thread: what the client raises here lives on in a cycle of
-        # frames, and the futures with it.
-        self._in_loop(settle()).result()
+        settle(self._run.client, pending, _TICK_S, "FIRST_COMPLETED")
 
     def _begin_fetch(self, keys: tuple[AttemptKey, ...]) -> None:
         client = self._run.client
@@ -261,11 +258,7 @@ class Round(Generic[C]):
             await wait(futures)
             return await client.gather(futures, asynchronous=True)
 
-        self._fetching = keys, self._in_loop(gather()), time.monotonic()
-
-    def _in_loop(self, coroutine: Coroutine[Any, Any, T]) -> ThreadFuture[T]:
-        loop: Any = self._run.client.loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
+        self._fetching = keys, in_loop(client, gather()), time.monotonic()
 
     def _end_fetch(self, timeout_s: float) -> None:
         if self._fetching is None:
@@ -277,6 +270,10 @@ class Round(Generic[C]):
             if not fetching.done():
                 return
             raise
+        except CancelledError:
+            # Results that were lost before they came: made again, or cancelled for good.
+            self._fetching = None
+            return
         except Exception:
             self._fetching = None
             if not self._is_troubled(keys):
@@ -470,12 +467,12 @@ class Round(Generic[C]):
 
     def _attempts_of(self, keys: Collection[Hashable]) -> list[AttemptKey]:
         """Attempts of this round that tasks are, or make blocks for."""
-        name, number = self._run.key(self.kind, self.number)
+        start = self._run.key(self.kind, self.number)
         found = []
         for key in keys:
             if not isinstance(key, tuple | list):
                 continue
-            if tuple(key[:2]) == (name, number):
+            if tuple(key[:2]) == start:
                 attempt = (int(key[2]), int(key[3]))
                 if attempt in self._attempts:
                     found.append(attempt)

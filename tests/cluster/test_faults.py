@@ -182,7 +182,7 @@ def test_a_worker_that_is_retired_gives_its_blocks_away(
     wait(persisted)
     fitted = descent(callbacks=[on_round(1, retire)]).fit(*persisted)
     same_bits(fitted, undisturbed)
-    lost = fitted.faults_[fitted.faults_["kind"] == "worker-lost"]
+    lost = fitted.faults_[fitted.faults_["kind"] == "worker-left"]
     assert list(lost["worker"]) == retired
     assert lost["recomputed_blocks"].iloc[0] == 0
     assert "retired" in lost["evidence"].iloc[0]
