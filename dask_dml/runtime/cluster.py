@@ -98,6 +98,7 @@ class ClusterExecutor:
         self._block_nbytes = [max(n, 1) * source.row_nbytes for n in source.row_chunks]
         self._roster = Roster(client)
         self._speed: dict[str, float] = {}
+        self._late_once: set[str] = set()
         self._rounds_s: dict[str, list[float]] = {}
         self._n_rounds = 0
         self._away: frozenset[str] = frozenset()
@@ -302,7 +303,10 @@ class ClusterExecutor:
             self._speed[worker] = max(speed, min(speed * _FORGIVEN, statistics.median(known)))
         self._speed |= measured
         for worker, speed in overtaken:
-            self._speed[worker] = min(self._speed.get(worker, math.inf), speed)
+            if worker in self._speed or worker in self._late_once:
+                self._speed[worker] = min(self._speed.get(worker, math.inf), speed)
+            # The first task of a process has to import all that it needs.
+            self._late_once.add(worker)
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -314,7 +318,8 @@ class ClusterExecutor:
         before, threads = dict(self._blocks.placed), dict(self._roster.threads)
         self._log.hear()
         away = self._monitor.suspects & now.keys()
-        is_calm = now == threads and away == self._away and not self._is_uneven()
+        is_even = not self._is_uneven() and not self._idlers()
+        is_calm = now == threads and away == self._away and is_even
         if not now or (is_calm and self._log.is_empty):
             earlier.append(seconds)
             return self._log.take(0.0)
@@ -354,6 +359,20 @@ class ClusterExecutor:
 
     def _busiest_s(self) -> float:
         return max(self._busy_s().values(), default=0.0)
+
+    def _idlers(self) -> list[str]:
+        """Workers that have no block, though they are not slow and there are enough blocks."""
+        able = self._able()
+        busy = set(self._blocks.placed.values())
+        if len(able) > len(self._block_nbytes) or len(busy) == len(able):
+            return []
+        typical = statistics.median(self._speed.values()) if self._speed else 1.0
+        return [
+            worker
+            for worker in able
+            if worker not in busy
+            and self._speed.get(worker, typical) > typical / _SPEED_RATIO_SHORT
+        ]
 
     def _is_uneven(self) -> bool:
         """Whether a worker has become so slow, or so fast, that moving blocks pays."""

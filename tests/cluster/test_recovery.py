@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import dask
 import dask.array as da
@@ -57,19 +58,37 @@ def workers_of(client):
     return sorted(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def stop(client):
-    """Stop the first worker's process, from a thread of its own: the fit must be in a round."""
-    victim = workers_of(client)[0]
-    (pid,) = client.run(os.getpid, workers=[victim]).values()
-    os.kill(pid, signal.SIGSTOP)
-    return victim
+@pytest.fixture
+def stop(whole):
+    """Stop the first worker's process; should it live, it goes on after the test."""
+    stopped = []
+
+    def stop_worker():
+        victim = workers_of(whole)[0]
+        (pid,) = whole.run(os.getpid, workers=[victim]).values()
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(pid)
+
+    yield stop_worker
+    for pid in stopped:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("kind", ["numpy", "dataset", "persisted", "streamed"])
 def test_a_worker_that_is_stopped_is_done_without(
-    whole, problem, store, descent, local, same_bits, on_round, small_blocks, monkeypatch, kind
+    whole,
+    problem,
+    store,
+    descent,
+    local,
+    same_bits,
+    on_round,
+    small_blocks,
+    monkeypatch,
+    stop,
+    kind,
 ):
-    stopped = []
     data = {
         "numpy": (problem.X, problem.three),
         "dataset": (store,),
@@ -82,12 +101,10 @@ def test_a_worker_that_is_stopped_is_done_without(
     if kind == "persisted":
         data = dask.persist(*data)
         wait(data)
-    fitted = descent(callbacks=[on_round(1, lambda: stopped.append(stop(whole)))]).fit(*data)
+    fitted = descent(callbacks=[on_round(1, stop)]).fit(*data)
     same_bits(fitted, undisturbed)
-    faults = fitted.faults_
-    concerned = set(faults.loc[faults["worker"].isin(stopped), "kind"])
-    assert concerned & {"worker-suspected", "worker-evicted", "worker-lost"}
-    assert "stopped" in " ".join(faults["evidence"])
+    # Whichever comes first: its work takes too long, or it is seen to be silent.
+    assert "work-duplicated" in set(fitted.faults_["kind"])
 
 
 def test_a_worker_that_holds_the_global_lock_is_not_evicted(
@@ -199,7 +216,7 @@ def test_a_fit_without_workers_waits_and_then_says_so(problem, descent, until):
 
         def remove(event):
             if type(event).__name__ == "RoundEnded" and event.round == 1:
-                client.retire_workers(workers_of(client))
+                cluster.scale(0)
                 until(lambda: not workers_of(client), "no worker is left")
 
         policy = dml.FaultPolicy(wait_for_workers_s=1.0)
