@@ -104,7 +104,8 @@ def test_a_worker_that_is_stopped_is_done_without(
     fitted = descent(callbacks=[on_round(1, stop)]).fit(*data)
     same_bits(fitted, undisturbed)
     # Whichever comes first: its work takes too long, or it is seen to be silent.
-    assert "work-duplicated" in set(fitted.faults_["kind"])
+    seen = {"work-duplicated", "worker-suspected", "worker-evicted"}
+    assert seen & set(fitted.faults_["kind"])
 
 
 def test_a_worker_that_holds_the_global_lock_is_not_evicted(
