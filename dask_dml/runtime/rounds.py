@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Hashable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import wait as futures_wait
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -43,8 +44,6 @@ _INLINE_BYTES = 64 * 1024
 # How often a round that is not over is looked at, and the cluster while it goes on.
 _TICK_S = 0.1
 _LOOK_S = 0.5
-# How long results may take to come before those of suspects are left out.
-_FETCH_S = 1.0
 
 _LOST = (
     ". The cluster was restarted, the client closed, or the data is gone: what was scattered to a "
@@ -122,7 +121,7 @@ class Round(Generic[C]):
         self._futures: dict[AttemptKey, Future[Any]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._results: list[tuple[tuple[int, ...], ShardResult[C]]] = []
-        self._fetching: tuple[tuple[AttemptKey, ...], ThreadFuture[Any], float] | None = None
+        self._fetches: list[tuple[tuple[AttemptKey, ...], ThreadFuture[Any]]] = []
         self._where: dict[AttemptKey, str] = {}
         self._threads = dict(run.roster.threads)
         self._looked_s = time.monotonic()
@@ -183,13 +182,12 @@ class Round(Generic[C]):
             # Ctrl-C: leave nothing running on a cluster that is to be used again.
             self.cancel()
             raise
+        self._end_all_fetches()
         return self._results
 
     def cancel(self) -> None:
         """Take back what is under way."""
-        if self._fetching is not None:
-            self._fetching[1].cancel()
-            self._fetching = None
+        self._end_all_fetches()
         client = self._run.client
         if client.status == "running":
             # By key: what Ctrl-C met while it was being submitted has no future here.
@@ -207,26 +205,18 @@ class Round(Generic[C]):
 
     def _all_at_once(self) -> None:
         """In a short round, and nothing amiss, all results come by one message."""
-        keys = tuple(self._futures)
-        self._begin_fetch(keys)
-        self._end_fetch(_TICK_S)
-        if self._fetching is not None:
+        self._begin_fetch(tuple(self._futures))
+        self._end_fetches(_TICK_S)
+        if any(future.status != "finished" for future in self._futures.values()):
             # It waits for the last one; from here on they are fetched as they come.
-            self._fetching[1].cancel()
-            self._fetching = None
+            self._end_all_fetches()
 
     def _fetch(self) -> None:
         """Wait a little for results, and note those that failed."""
         suspects = self._run.monitor.suspects
-        if self._fetching is not None:
-            keys, fetching, since_s = self._fetching
-            self._end_fetch(_TICK_S)
-            is_late = time.monotonic() - since_s > _FETCH_S
-            if self._fetching is not None and is_late and self._at(keys) & suspects:
-                fetching.cancel()
-                self._fetching = None
-            return
-        status = {key: future.status for key, future in self._futures.items()}
+        # A fetch may wait long for one that does not answer: others do not wait for it.
+        coming = {key for keys, _ in self._fetches for key in keys}
+        status = {key: f.status for key, f in self._futures.items() if key not in coming}
         for key in [key for key, at in status.items() if at == "error"]:
             self._fail(key)
         gone = [self._attempts[key].blocks for key, at in status.items() if at == "cancelled"]
@@ -239,7 +229,8 @@ class Round(Generic[C]):
         )
         if ready:
             self._begin_fetch(ready)
-            self._end_fetch(_TICK_S)
+        if self._fetches:
+            self._end_fetches(_TICK_S)
             return
         # What is lost, the scheduler makes again; or it says that it is cancelled.
         pending = [self._futures[key] for key, at in status.items() if at in ("pending", "lost")]
@@ -258,29 +249,26 @@ class Round(Generic[C]):
             await wait(futures)
             return await client.gather(futures, asynchronous=True)
 
-        self._fetching = keys, in_loop(client, gather()), time.monotonic()
+        self._fetches.append((keys, in_loop(client, gather())))
 
-    def _end_fetch(self, timeout_s: float) -> None:
-        if self._fetching is None:
-            return
-        keys, fetching, _ = self._fetching
-        try:
-            results = fetching.result(timeout_s)
-        except TimeoutError:
-            if not fetching.done():
-                return
-            raise
-        except CancelledError:
-            # Results that were lost before they came: made again, or cancelled for good.
-            self._fetching = None
-            return
-        except Exception:
-            self._fetching = None
-            if not self._is_troubled(keys):
-                raise
-            # Which one failed, and of what, is looked at one by one.
-            return
-        self._fetching = None
+    def _end_fetches(self, timeout_s: float) -> None:
+        """Take in what has come, after a while at most."""
+        fetching = [fetch for _, fetch in self._fetches]
+        done, _ = futures_wait(fetching, timeout=timeout_s, return_when="FIRST_COMPLETED")
+        arrived = [(keys, fetch) for keys, fetch in self._fetches if fetch in done]
+        self._fetches = [(keys, fetch) for keys, fetch in self._fetches if fetch not in done]
+        for keys, fetch in arrived:
+            try:
+                results = fetch.result()
+            except CancelledError:
+                continue  # lost before they came: made again, or cancelled for good
+            except Exception:
+                if not self._is_troubled(keys):
+                    raise
+                continue  # which one failed, and of what, is looked at one by one
+            self._take_in(keys, results)
+
+    def _take_in(self, keys: Sequence[AttemptKey], results: Sequence[ShardResult[C]]) -> None:
         now_s = time.monotonic()
         for key, result in zip(keys, results, strict=True):
             counts, actions = self._ledger.finished(key, now_s)
@@ -288,6 +276,11 @@ class Round(Generic[C]):
             if counts:
                 self._results.append((self._attempts[key].blocks, result))
             self._do(actions)
+
+    def _end_all_fetches(self) -> None:
+        for _, fetch in self._fetches:
+            fetch.cancel()
+        self._fetches = []
 
     def _is_troubled(self, keys: Collection[AttemptKey]) -> bool:
         futures = [self._futures[key] for key in keys if key in self._futures]
