@@ -6,8 +6,8 @@ import pytest
 
 from dask_dml.faults.schedule import KINDS, draw_schedule
 
-# Machines that ChaosCluster starts do not always come up under Python 3.11.2; until that is found, this
-# does not run with every change.
+# Machines that ChaosCluster starts do not always come up under Python 3.11.2; until that is
+# found, this does not run with every change.
 pytestmark = pytest.mark.slow
 
 SECONDS = 4.0
