@@ -64,7 +64,8 @@ class End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.machine.listen(self.update)
-        self.update()
+        # Not at once: before Python 3.11.3 or so reading only begins after this, paused or not.
+        asyncio.get_running_loop().call_soon(self.update)
 
     def data_received(self, data: bytes) -> None:
         if self.peer is not None and self.peer.transport is not None:
