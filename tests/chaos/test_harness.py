@@ -18,8 +18,7 @@ from dask_dml.faults.chaos import Chaos, ChaosCluster, Fault, Schedule
 from dask_dml.faults.chaos.network import NamespaceNetwork, why_no_namespaces
 from dask_dml.faults.chaos.trial import run_trial
 
-# Machines that ChaosCluster starts do not always come up under Python 3.11.2; until that is
-# found, this does not run with every change.
+# Takes many minutes; and a machine does not always come back where others work beside it.
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 60.0

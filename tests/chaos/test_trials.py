@@ -6,8 +6,7 @@ import pytest
 
 from dask_dml.faults.schedule import KINDS, draw_schedule
 
-# Machines that ChaosCluster starts do not always come up under Python 3.11.2; until that is
-# found, this does not run with every change.
+# Takes many minutes; and a machine does not always come back where others work beside it.
 pytestmark = pytest.mark.slow
 
 SECONDS = 4.0
