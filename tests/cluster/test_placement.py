@@ -108,8 +108,8 @@ def test_persisted_data_does_not_come_to_the_client(client, persisted, monkeypat
     sizes = []
     gather = client.gather
 
-    def gathered(futures, **arguments):
-        results = gather(futures, **arguments)
+    async def gathered(futures, **arguments):
+        results = await gather(futures, **arguments)
         sizes.extend(result.nbytes for result in results)
         return results
 
