@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import queue
 import sys
 import time
 from collections import Counter
@@ -33,6 +32,8 @@ _ROWS, _COLUMNS, _BLOCK_ROWS = 60_000, 20, 4_000
 # How long a fit may take after the faults are over, before it counts as one that does not end.
 _LIMIT_S = 120.0
 _CONNECT_S = 10.0
+# How often what has happened is asked for while it is followed.
+_FOLLOW_S = 0.5
 
 
 def _seeds(_ctx: click.Context, _param: click.Parameter, value: str) -> range:
@@ -305,27 +306,25 @@ def faults_command(scheduler: str, follow: bool, as_json: bool) -> None:
         if not follow:
             _print_events((message for _, message in client.get_events(TOPIC)), as_json)
             return
-        heard: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-        client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
-        # What came before; what comes twice meanwhile is printed once.
-        shown = [message for _, message in client.get_events(TOPIC)]
-
-        def following() -> Iterator[Mapping[str, Any]]:
-            yield from shown
-            before = [json.dumps(message, default=str) for message in shown]
-            while client.status == "running":
-                try:
-                    message = heard.get(timeout=1.0)
-                except queue.Empty:
-                    continue
-                text = json.dumps(message, default=str)
-                if text in before:
-                    before.remove(text)
-                else:
-                    yield message
-
         with suppress(KeyboardInterrupt):
-            _print_events(following(), as_json)
+            _print_events(_following(client), as_json)
+
+
+def _following(client: Client) -> Iterator[Mapping[str, Any]]:
+    """Events that there are and that come, until the scheduler is gone.
+
+    They are asked for: a subscription begins some time after it was made, and what happens in
+    between would be missed.
+    """
+    last_s = 0.0
+    while client.status == "running":
+        try:
+            events = client.get_events(TOPIC)
+        except OSError:
+            return
+        yield from (message for time_s, message in events if time_s > last_s)
+        last_s = max((time_s for time_s, _ in events), default=last_s)
+        time.sleep(_FOLLOW_S)
 
 
 _EVENT = "{:<8}  {:<18} {:<27} {:>6} {:>6}  {}"

@@ -288,18 +288,16 @@ class Round(Generic[C]):
 
     def _fail(self, key: AttemptKey) -> None:
         """Judge a task that failed: of a death, or of an error of its own."""
-        future = self._futures.pop(key)
-        error = future.exception()
+        error = self._futures[key].exception()
+        if not isinstance(error, HolderLostError | KilledWorker | MemoryError):
+            raise error
+        # Not left to the collector: the traceback of a fit that is given up would keep it.
+        self._futures.pop(key).release()
+        self._cause = error
         if isinstance(error, HolderLostError):
             renewed: Any = self._run.holder.renewed()
             self._request = self._work = renewed
-            self._do(self._ledger.failed(key, time.monotonic()))
-            return
-        if not isinstance(error, KilledWorker | MemoryError):
-            self._futures[key] = future
-            raise error
-        self._cause = error
-        if isinstance(error, KilledWorker):
+        elif isinstance(error, KilledWorker):
             # The task that was killed is this one, or makes a block that it needs.
             self._listen()
             self._ledger.died(str(error.last_worker.address), [key])

@@ -394,7 +394,10 @@ class NannyWatch(NannyPlugin):
     async def restart_worker(self, worker: str) -> str:
         """Have another process take the place of a worker's, unless that has happened already."""
         if self._nanny.worker_address == worker:
-            await self._nanny.kill(timeout=_KILL_S, reason="dml-worker-evicted")
+            process = self._nanny.process
+            # One that comes up by itself has the old address until it is there, and is spared.
+            if process is None or process.status != Status.starting:
+                await self._nanny.kill(timeout=_KILL_S, reason="dml-worker-evicted")
             await self._nanny.instantiate()
         return str(self._nanny.worker_address)
 

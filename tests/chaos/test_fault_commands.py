@@ -43,7 +43,6 @@ def test_bad_usage(arguments, said):
     assert said in call("chaos", *arguments, status=2).stderr
 
 
-@pytest.mark.slow  # as in test_trials.py
 class TestChaos:
     @pytest.fixture(autouse=True)
     def on_the_shared_cluster(self, arena, monkeypatch):
@@ -106,7 +105,6 @@ class TestChaos:
         arena.cluster.mend()
 
 
-@pytest.mark.slow  # as in test_trials.py
 class TestFaults:
     @pytest.fixture
     def event(self, arena):

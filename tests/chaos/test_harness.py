@@ -18,9 +18,6 @@ from dask_dml.faults.chaos import Chaos, ChaosCluster, Fault, Schedule
 from dask_dml.faults.chaos.network import NamespaceNetwork, why_no_namespaces
 from dask_dml.faults.chaos.trial import run_trial
 
-# Takes many minutes; and a machine does not always come back where others work beside it.
-pytestmark = pytest.mark.slow
-
 DEADLINE_S = 60.0
 # How long nothing may come before somebody counts as cut off.
 SILENCE_S = 1.0

@@ -6,9 +6,6 @@ import pytest
 
 from dask_dml.faults.schedule import KINDS, draw_schedule
 
-# Takes many minutes; and a machine does not always come back where others work beside it.
-pytestmark = pytest.mark.slow
-
 SECONDS = 4.0
 DATA = ("stored", "lazy", "persisted", "streamed")
 

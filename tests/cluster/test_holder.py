@@ -341,7 +341,6 @@ def always(monkeypatch):
     monkeypatch.setattr("dask_dml.runtime.cluster.HOLDER_BYTES", 0)
 
 
-@pytest.mark.slow  # now and then a killed worker is not back within two minutes: not understood yet
 @pytest.mark.parametrize(
     ("which", "how"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import signal
 import socket
@@ -223,7 +224,9 @@ def test_a_gauge_sees_memory_grow(worker):
         now[0] = float(second)
         reading = gauge.read(0)
         shares.append(reading.rss_share)
-        kept.append(b"x" * 20_000_000)
+        # Mapped anew: other memory may have been used and freed before.
+        kept.append(mmap.mmap(-1, 20_000_000))
+        kept[-1].write(b"x" * 20_000_000)
     assert shares == sorted(shares)
     window = int(SLOPE_S)
     expected = (shares[-1] - shares[-1 - window]) / window
