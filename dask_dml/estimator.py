@@ -35,7 +35,7 @@ from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
-from dask_dml.runtime.cluster import new_run_id
+from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.sample import sample_share, start_from_sample
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
 from dask_dml.solvers.core import CONVERGED

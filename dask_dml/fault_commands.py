@@ -252,7 +252,7 @@ def _row(trial: Any) -> str:
         f"{trial.seconds:.1f}",
         trial.n_fits,
         trial.n_rounds,
-        "yes" if trial.is_good else "NO",
+        "yes" if trial.same_bits else "NO",
         _counted(events) or "none",
     )
 

@@ -20,6 +20,7 @@ from dask_dml.data.source import BlockLoader, DaskSource, GraphLoader, RawBlock,
 from dask_dml.errors import ClusterError
 from dask_dml.objective import Statistics, Survey
 from dask_dml.objective.survey import TargetEncoder
+from dask_dml.runtime.keys import itself
 from dask_dml.runtime.roster import address_of
 from dask_dml.runtime.shard import (
     EncodedBlock,
@@ -34,9 +35,6 @@ from dask_dml.runtime.waiting import settle
 
 # How long blocks that were lost may take to be made again before a round begins without them.
 _MADE_S = 10.0
-
-# How the keys of tasks begin that make one block.
-_BLOCK_TASKS = ("dml-load", "dml-made", "dml-send", "dml-move", "dml-target")
 
 Holders = Mapping[int, Sequence[str]]
 # Gives every block to a worker, from who holds which.
@@ -265,7 +263,7 @@ class HeldBlocks:
         """Send a block of this process as the argument of a task, which Dask can run again."""
 
         def send(name: str, value: Any) -> Future[Any]:
-            return self._keep(_itself, value, name=f"send-{name}", block=block)
+            return self._keep(itself, value, name=f"send-{name}", block=block)
 
         weight = raw.sample_weight
         return _Held(
@@ -301,43 +299,44 @@ class HeldBlocks:
     # -- having them elsewhere --------------------------------------------------------------
 
     def _place_anew(self, place: Place, suspects: Collection[str]) -> int:
-        holders = self._holders({block: held.X for block, held in enumerate(self._held)}, suspects)
-        lacking = [b for b in self.placed if suspects and self._only_at(b, suspects, holders)]
+        lacking, holders = self._lacking(self.placed, suspects)
         self.placed = place(holders)
-        made = self._make(lacking)
+        made = self._make(lacking if suspects else [])
         return len(made) + self._move_to_place(
             {block: where for block, where in holders.items() if block not in made}
         )
 
     def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
         """Make blocks again on a worker where only suspects have them; which those were."""
-        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
-        lacking = [block for block in blocks if self._only_at(block, suspects, holders)]
+        lacking, _ = self._lacking(blocks, suspects)
         self.placed |= dict.fromkeys(lacking, worker)
         return self._make(lacking)
 
     def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
         """Whether blocks are there, or can be made, without the suspects."""
-        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
-        lacking = [block for block in blocks if self._only_at(block, suspects, holders)]
+        lacking, _ = self._lacking(blocks, suspects)
         return len(self._loaders_of(lacking)) == len(lacking)
 
     def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
         """A suspect that alone has some of these blocks; empty if there is none."""
-        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
+        lacking, holders = self._lacking(blocks, suspects)
         keepers = {
-            worker
-            for block in blocks
-            if self._only_at(block, suspects, holders)
-            for worker in holders.get(block, ()) or (self.placed[block],)
+            worker for block in lacking for worker in holders[block] or (self.placed[block],)
         }
         return min(keepers, default="")
 
-    def _only_at(self, block: int, suspects: Collection[str], holders: Holders) -> bool:
-        if any(future.status == "error" for future in self._held[block].futures):
-            return True
-        at = set(holders.get(block, ())) or {self.placed[block]}
-        return at <= set(suspects)
+    def _lacking(
+        self, blocks: Collection[int], suspects: Collection[str]
+    ) -> tuple[list[int], Holders]:
+        """Blocks that failed or that only suspects have, and who has which."""
+        holders = self._holders({block: self._held[block].X for block in blocks}, suspects)
+
+        def is_lacking(block: int) -> bool:
+            if any(future.status == "error" for future in self._held[block].futures):
+                return True
+            return set(holders[block] or (self.placed[block],)) <= set(suspects)
+
+        return [block for block in blocks if is_lacking(block)], holders
 
     def _make(self, blocks: Sequence[int]) -> set[int]:
         loaders = self._loaders_of(blocks)
@@ -411,7 +410,7 @@ class HeldBlocks:
         return moved
 
     def _move(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
-        copy = self._keep(_itself, future, name=f"move-{name}", block=block)
+        copy = self._keep(itself, future, name=f"move-{name}", block=block)
         # The scheduler keeps how it was made; the copy alone stays in memory.
         self._own.pop(future.key, None)
         return copy
@@ -445,13 +444,6 @@ class HeldBlocks:
         for future in self._own.values():
             future.release()
         self._own, self._targets, self._held, self._others = {}, [], [], {}
-
-
-def block_of(run_id: str, key: Sequence[Any]) -> int | None:
-    """The block that a task of a run makes, sends or moves; None for other tasks."""
-    name = str(key[0])
-    is_one = name.endswith(f"-{run_id}") and name.startswith(_BLOCK_TASKS)
-    return int(key[1]) if is_one else None
 
 
 def _made_from(
@@ -490,10 +482,6 @@ def _joined(
         else:
             return None
     return joined
-
-
-def _itself(value: Any) -> Any:
-    return value
 
 
 def _survey_held(

@@ -8,12 +8,10 @@ when workers have left, joined, fallen silent or become slow.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import statistics
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,11 +32,13 @@ from dask_dml.runtime.blocks import Blocks, HeldBlocks, Holders, StreamedBlocks
 from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldRequest, HeldWork, HolderClient
+from dask_dml.runtime.keys import new_run_id, run_key
 from dask_dml.runtime.monitor import Monitor
-from dask_dml.runtime.placement import place, shards, shards_a_thread
+from dask_dml.runtime.placement import place, shards
 from dask_dml.runtime.roster import Roster
-from dask_dml.runtime.rounds import Round, Run, Shard, run_key
+from dask_dml.runtime.rounds import Round, Run, Shard
 from dask_dml.runtime.shard import RoundWork, ShardResult, SurveyWork
+from dask_dml.runtime.speeds import Speeds
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,6 @@ logger = logging.getLogger(__name__)
 RESIDENT_SHARE = 0.5
 # Rounds with larger parameters or sums than this go through the parameter holder.
 HOLDER_BYTES = 4 * 1024 * 1024
-# How much slower or faster than the typical worker a worker is taken to be, at most.
-_SPEED_RATIO = 20.0
-_SPEED_RATIO_SHORT = 2.0
-_FORGIVEN = 1.2
-# A round this much longer than with even loads, and no shorter, has its blocks placed anew.
-_UNEVEN = 1.4
-_UNEVEN_S = 0.5
 
 
 class ClusterExecutor:
@@ -97,8 +90,7 @@ class ClusterExecutor:
         policy = policy or FaultPolicy()
         self._block_nbytes = [max(n, 1) * source.row_nbytes for n in source.row_chunks]
         self._roster = Roster(client)
-        self._speed: dict[str, float] = {}
-        self._late_once: set[str] = set()
+        self._speeds = Speeds(self._block_nbytes)
         self._rounds_s: dict[str, list[float]] = {}
         self._n_rounds = 0
         self._away: frozenset[str] = frozenset()
@@ -189,33 +181,14 @@ class ClusterExecutor:
         return {w: n for w, n in threads.items() if w not in self._away} or threads
 
     def _placement(self, holders: Holders) -> dict[int, str]:
-        able = self._able()
-        known = [speed for worker, speed in self._speed.items() if worker in able]
-        typical = statistics.median(known) if known else 1.0
-        # The speeds of short rounds are mostly chance.
-        most = _SPEED_RATIO if self._busiest_s() >= _UNEVEN_S else _SPEED_RATIO_SHORT
-        capacity = {
-            worker: n_threads
-            * min(max(self._speed.get(worker, typical) / typical, 1.0 / most), most)
-            for worker, n_threads in able.items()
-        }
+        capacity = self._speeds.capacity(self._able(), self._blocks.placed)
         return place(self._block_nbytes, capacity, holders)
 
     def _cut(self) -> list[Shard]:
         """The shards of the next round: worker and blocks of each."""
         placed = self._blocks.placed
-        per_worker = {}
-        for worker, load in self._loads().items():
-            n_threads = self._roster.threads.get(worker, 1)
-            speed = self._speed.get(worker, math.inf)
-            per_worker[worker] = n_threads * shards_a_thread(load / (speed * n_threads))
+        per_worker = self._speeds.shards(self._roster.threads, placed)
         return shards(placed, self._block_nbytes, per_worker)
-
-    def _loads(self) -> dict[str, float]:
-        loads = dict.fromkeys(self._blocks.placed.values(), 0.0)
-        for block, worker in self._blocks.placed.items():
-            loads[worker] += self._block_nbytes[block]
-        return loads
 
     # -- rounds -----------------------------------------------------------------------------
 
@@ -238,9 +211,8 @@ class ClusterExecutor:
             busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
             nbytes = sum(self._block_nbytes[block] for block in blocks)
             done[worker] = done.get(worker, 0.0) + nbytes
-        self._learn_speed(
-            {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}, round_.overtaken
-        )
+        measured = {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
+        self._speeds.learn(measured, round_.overtaken, self._roster.threads)
         nbytes = work.nbytes * round_.n_submitted + sum(result.nbytes for _, result in results)
         seconds = watch.seconds
         try:
@@ -276,7 +248,8 @@ class ClusterExecutor:
     ) -> Statistics:
         """Fetch the total; blocks whose sums were lost with all hosts are done again first."""
         nbytes = _answer_nbytes(request)
-        for again in itertools.count(1):
+        again = 0
+        while True:
             given_back = [node for _, result in results for node in result.nodes]
             total, missing = self._holder.collect(request, nbytes, given_back)
             for event in self._holder.take_events():
@@ -284,6 +257,7 @@ class ClusterExecutor:
                 self._log.note(**event, recomputed_blocks=n_again)
             if total is not None:
                 return total
+            again += 1
             work = self._holder.renewed()
             cut = [
                 (worker, tuple(block for block in blocks if block in missing))
@@ -291,22 +265,6 @@ class ClusterExecutor:
             ]
             retry = Round[Any](self._run, work, f"{round_.kind}-again{again}", round_.number)
             results += retry.evaluate([shard for shard in cut if shard[1]])
-        raise AssertionError("unreachable")
-
-    def _learn_speed(
-        self, measured: Mapping[str, float], overtaken: Sequence[tuple[str, float]]
-    ) -> None:
-        known = [speed for worker, speed in self._speed.items() if worker in self._roster.threads]
-        for worker in self._speed.keys() - measured.keys() - {worker for worker, _ in overtaken}:
-            # Given nothing, it is thought a little better of each round, until it is tried again.
-            speed = self._speed[worker]
-            self._speed[worker] = max(speed, min(speed * _FORGIVEN, statistics.median(known)))
-        self._speed |= measured
-        for worker, speed in overtaken:
-            if worker in self._speed or worker in self._late_once:
-                self._speed[worker] = min(self._speed.get(worker, math.inf), speed)
-            # The first task of a process has to import all that it needs.
-            self._late_once.add(worker)
 
     # -- workers ----------------------------------------------------------------------------
 
@@ -318,7 +276,7 @@ class ClusterExecutor:
         before, threads = dict(self._blocks.placed), dict(self._roster.threads)
         self._log.hear()
         away = self._monitor.suspects & now.keys()
-        is_even = not self._is_uneven() and not self._idlers()
+        is_even = not self._speeds.is_uneven(self._able(), before)
         is_calm = now == threads and away == self._away and is_even
         if not now or (is_calm and self._log.is_empty):
             earlier.append(seconds)
@@ -348,40 +306,6 @@ class ClusterExecutor:
             self._log.complete("worker-joined", worker, "new with the scheduler", action, 0)
         return self._log.take(extra_s)
 
-    def _busy_s(self) -> dict[str, float]:
-        """Seconds that each worker's blocks are expected to take it; 0 while nothing is known."""
-        able = self._able()
-        return {
-            worker: load / (self._speed.get(worker, math.inf) * able[worker])
-            for worker, load in self._loads().items()
-            if worker in able
-        }
-
-    def _busiest_s(self) -> float:
-        return max(self._busy_s().values(), default=0.0)
-
-    def _idlers(self) -> list[str]:
-        """Workers that have no block, though they are not slow and there are enough blocks."""
-        able = self._able()
-        busy = set(self._blocks.placed.values())
-        if len(able) > len(self._block_nbytes) or len(busy) == len(able):
-            return []
-        typical = statistics.median(self._speed.values()) if self._speed else 1.0
-        return [
-            worker
-            for worker in able
-            if worker not in busy
-            and self._speed.get(worker, typical) > typical / _SPEED_RATIO_SHORT
-        ]
-
-    def _is_uneven(self) -> bool:
-        """Whether a worker has become so slow, or so fast, that moving blocks pays."""
-        able = self._able()
-        if len(able) < 2 or len(self._block_nbytes) <= len(able) or self._busiest_s() < _UNEVEN_S:
-            return False
-        speed = sum(self._speed.get(worker, 0.0) * n for worker, n in able.items())
-        return self._busiest_s() * speed > _UNEVEN * sum(self._block_nbytes)
-
     def _made_again(self, worker: str, round_: Round[Any]) -> tuple[str, int, bool]:
         """How the scheduler saw a worker leave, how many blocks went with it, and if on purpose."""
         removals = [
@@ -404,8 +328,3 @@ def _answer_nbytes(request: Request | HeldRequest) -> int:
     """Bytes of parameters or of the sums that come back, whichever is larger."""
     n_keys = math.prod(request.shape if isinstance(request, HeldRequest) else request.theta.shape)
     return 8 * (n_keys * n_keys if request.order == 2 else n_keys)
-
-
-def new_run_id() -> str:
-    """Make an identifier that no other run has."""
-    return uuid.uuid4().hex[:12]

@@ -68,10 +68,8 @@ class Roster:
         versions = self._versions(joined)
         misfits = _misfits(versions)
         self._refused |= misfits.keys()
-        self.threads = {
-            worker: n for worker, n in now.items() if worker in self.threads or worker in versions
-        }
-        self.threads = {worker: n for worker, n in self.threads.items() if worker not in misfits}
+        usable = (self.threads.keys() | versions.keys()) - misfits.keys()
+        self.threads = {worker: n for worker, n in now.items() if worker in usable}
         return misfits
 
     def memory_limits(self) -> list[int]:

@@ -25,9 +25,10 @@ from dask_dml.faults.attempts import (
     Poison,
     Submit,
 )
-from dask_dml.runtime.blocks import Blocks, block_of
+from dask_dml.runtime.blocks import Blocks
 from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldWork, HolderClient
+from dask_dml.runtime.keys import Key, block_of, itself, run_key
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.roster import Roster, address_of
 from dask_dml.runtime.shard import Contribution, SentWork, ShardResult
@@ -35,7 +36,6 @@ from dask_dml.runtime.waiting import in_loop, settle
 
 C = TypeVar("C", bound=Contribution)
 
-Key = tuple[str | int, ...]
 # A worker, and the blocks that one task of its does.
 Shard = tuple[str, tuple[int, ...]]
 
@@ -82,11 +82,6 @@ class Run:
     def key(self, name: str, *numbers: int) -> Key:
         """Key of a task of this run."""
         return run_key(self.run_id, name, *numbers)
-
-
-def run_key(run_id: str, name: str, *numbers: int) -> Key:
-    """Key of a task: a name with the run, and numbers."""
-    return (f"dml-{name}-{run_id}", *numbers)
 
 
 class Round(Generic[C]):
@@ -154,44 +149,42 @@ class Round(Generic[C]):
             worker came for too long.
         """
         try:
-            if self._work.nbytes > _INLINE_BYTES:
-                self._request = self._run.client.submit(
-                    _itself, self._work, key=self._run.key("request", self.number), pure=False
-                )
-            self._do(self._ledger.open(cut, time.monotonic()))
-            self._all_at_once()
-            while not self._ledger.is_complete:
-                self._fetch()
-                self._listen()
-                if self._ledger.is_complete:
-                    break
-                self._look()
-                self._do(
-                    self._ledger.tick(
-                        time.monotonic(), self._threads, self._run.monitor.suspects, self._where
-                    )
-                )
+            self._attempt(cut)
         except DaskDMLError:
-            self.cancel()
             raise
         except (Exception, CancelledError) as error:
-            failed = self.explain(error)
+            raise self.explain(error) from error
+        finally:
+            # After Ctrl-C as well: nothing goes on on a cluster that is to be used again.
             self.cancel()
-            raise failed from error
-        except BaseException:
-            # Ctrl-C: leave nothing running on a cluster that is to be used again.
-            self.cancel()
-            raise
-        self._end_all_fetches()
         return self._results
+
+    def _attempt(self, cut: Sequence[Shard]) -> None:
+        if self._work.nbytes > _INLINE_BYTES:
+            self._request = self._run.client.submit(
+                itself, self._work, key=self._run.key("request", self.number), pure=False
+            )
+        self._do(self._ledger.open(cut, time.monotonic()))
+        self._all_at_once()
+        while not self._ledger.is_complete:
+            self._fetch()
+            self._listen()
+            if self._ledger.is_complete:
+                break
+            self._look()
+            self._do(
+                self._ledger.tick(
+                    time.monotonic(), self._threads, self._run.monitor.suspects, self._where
+                )
+            )
 
     def cancel(self) -> None:
         """Take back what is under way."""
         self._end_all_fetches()
         client = self._run.client
-        if client.status == "running":
-            # By key: what Ctrl-C met while it was being submitted has no future here.
-            keys = self._futures.keys() | self._ledger.live.keys()
+        # By key: what Ctrl-C met while it was being submitted has no future here.
+        keys = self._futures.keys() | self._ledger.live.keys()
+        if keys and client.status == "running":
             client.cancel(
                 [Future(self._run.key(self.kind, self.number, *key), client) for key in keys]
             )
@@ -369,14 +362,14 @@ class Round(Generic[C]):
             suspects = run.monitor.suspects
             # A straggler is not waited for, neither for its result nor for the blocks it has.
             slow = {self._where.get(a.key, a.worker) for a in self._others_of(attempt)}
-            avoided = suspects | slow
-            if not run.blocks.can_run(attempt.blocks, avoided):
-                avoided = suspects
-            is_extra = submit.kind == "work-duplicated"
-            if is_extra and not run.blocks.can_run(attempt.blocks, avoided):
-                # Nobody can make these blocks but who has them: their worker is waited for.
-                self._attempts[attempt.key] = attempt
-                return
+            for avoided in dict.fromkeys((suspects | slow, suspects)):
+                if run.blocks.can_run(attempt.blocks, avoided):
+                    break
+            else:
+                if submit.kind == "work-duplicated":
+                    # Nobody can make these blocks but who has them: their worker is waited for.
+                    self._attempts[attempt.key] = attempt
+                    return
             again = run.blocks.remake(attempt.blocks, attempt.worker, avoided)
             action = f"blocks {some(attempt.blocks)} given to {attempt.worker}"
             run.log.note(submit.kind, attempt.worker, submit.reason, action, len(again))
@@ -489,7 +482,3 @@ def some(blocks: Sequence[int]) -> str:
     """Numbers of blocks, the first few of many."""
     shown = ", ".join(str(block) for block in blocks[:8])
     return shown + (f" and {len(blocks) - 8} more" if len(blocks) > 8 else "")
-
-
-def _itself(value: Any) -> Any:
-    return value

@@ -49,6 +49,7 @@ from dask_dml.faults.prediction import Predictor
 from dask_dml.faults.telemetry import COLUMNS
 from dask_dml.faults.timeline import TOPIC, FaultEvent
 from dask_dml.runtime.crew import Crew
+from dask_dml.runtime.keys import is_ours
 from dask_dml.runtime.receiver import Receiver
 from dask_dml.version import __version__
 
@@ -350,7 +351,7 @@ class FaultMonitor(SchedulerPlugin):
             if has_notice:
                 evidence += ", after a notice of preemption"
             self._counts["lost"] += 1
-        processing = self._ordered(key for key in removal.processing if _is_ours(key))
+        processing = self._ordered(key for key in removal.processing if is_ours(key))
         self._publish(
             kind, worker, evidence, action,
             processing=processing, blamed=blamed, threads=n_threads,
@@ -364,7 +365,7 @@ class FaultMonitor(SchedulerPlugin):
         self, key: Any, start: str, finish: str, *args: Any, stimulus_id: str, **kwargs: Any
     ) -> None:
         """Set how many deaths Dask is to forgive a task of ours; see the module's text."""
-        if finish != "processing" or type(key) is not tuple or len(key) != 4 or not _is_ours(key):
+        if finish != "processing" or type(key) is not tuple or len(key) != 4 or not is_ours(key):
             return
         task = self._scheduler.tasks[key]
         allowed = int(self._scheduler.allowed_failures)
@@ -597,10 +598,6 @@ def _now_s() -> float:
 def _host(address: str) -> str:
     """Where the workers find the scheduler's machine."""
     return "127.0.0.1" if parse_address(address)[0] == "inproc" else get_address_host(address)
-
-
-def _is_ours(key: Any) -> bool:
-    return isinstance(key, tuple) and isinstance(key[0], str) and key[0].startswith("dml-")
 
 
 def _how_lost(stimulus_id: str) -> str:

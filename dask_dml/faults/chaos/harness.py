@@ -248,11 +248,7 @@ class ChaosCluster:
             Tasks on the scheduler, data on workers, and processes that are too many; after some
             seconds, since what is released takes a while to go.
         """
-        end_s = time.monotonic() + _SETTLE_S
-        pause = threading.Event()
-        while (found := self._left(known)) and time.monotonic() < end_s:
-            pause.wait(_POLL_S)
-        return found
+        return settled(lambda: self._left(known))
 
     def _left(self, known: Collection[str]) -> list[str]:
         tasks = self._hand.run_on_scheduler(task_names)
@@ -447,6 +443,15 @@ def _resume(process: psutil.Process) -> None:
     except psutil.NoSuchProcess:
         # Evicted and killed meanwhile, as it should be.
         return
+
+
+def settled(find: Callable[[], list[str]]) -> list[str]:
+    """What is still found after some seconds, since what is released takes a while to go."""
+    end_s = time.monotonic() + _SETTLE_S
+    pause = threading.Event()
+    while (found := find()) and time.monotonic() < end_s:
+        pause.wait(_POLL_S)
+    return found
 
 
 def task_names(dask_scheduler: Scheduler) -> list[str]:

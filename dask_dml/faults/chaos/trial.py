@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from distributed import Client
 
 from dask_dml.errors import ClusterError
 from dask_dml.estimator import LinearEstimator
-from dask_dml.faults.chaos.harness import ChaosCluster, task_names
+from dask_dml.faults.chaos.harness import ChaosCluster, settled, task_names
 from dask_dml.faults.chaos.injection import Chaos, Injection
 from dask_dml.faults.schedule import Schedule
 
@@ -144,8 +144,7 @@ def run_trial(
         cluster.mend()
         leftovers = cluster.leftovers(before)
     elif ended:
-        left = set(client.run_on_scheduler(task_names)) - before
-        leftovers = sorted(f"task {name}" for name in left if "dml-" in name)
+        leftovers = settled(lambda: _tasks_of_fits(client, before))
     return Trial(
         schedule,
         seconds,
@@ -162,6 +161,11 @@ def run_trial(
         tuple(chaos.injections),
         tuple(leftovers),
     )
+
+
+def _tasks_of_fits(client: Client, before: Collection[str]) -> list[str]:
+    names = set(client.run_on_scheduler(task_names)).difference(before)
+    return sorted(f"task {name}" for name in names if "dml-" in name)
 
 
 def run_trials(
