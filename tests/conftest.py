@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No deadlines, since machines are busy at times; the same examples each time, so that a failure
@@ -12,3 +16,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("project")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Have nothing released by luck, because this process happens to collect its garbage."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()

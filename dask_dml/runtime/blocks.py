@@ -342,20 +342,20 @@ class HeldBlocks:
         loaders = self._loaders_of(blocks)
         for block, loader in loaders.items():
             for future in self._held[block].futures:
-                self._own.pop(future.key, None)
+                self._let_go(future)
             if isinstance(self._source, DaskSource):
                 raw = self._keep(loader, name="load", block=block)
-                self._own.pop(raw.key)
                 X, y, weight = (
                     self._keep(itemgetter(i), raw, name=f"made-{name}", block=block)
                     for i, name in enumerate(("X", "y", "weight"))
                 )
+                self._let_go(raw)
                 has_weight = self._held[block].sample_weight is not None
                 self._held[block] = _Held(X, y, weight if has_weight else None)
             else:
                 self._held[block] = self._send(block, loader())
             if self._targets:
-                self._own.pop(self._targets[block].key, None)
+                self._let_go(self._targets[block])
                 self._targets[block] = self._encoded(block)
         return set(loaders)
 
@@ -412,8 +412,14 @@ class HeldBlocks:
     def _move(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
         copy = self._keep(itself, future, name=f"move-{name}", block=block)
         # The scheduler keeps how it was made; the copy alone stays in memory.
-        self._own.pop(future.key, None)
+        self._let_go(future)
         return copy
+
+    def _let_go(self, future: Future[Any]) -> None:
+        """Release a future if it is ours; what others hold stays."""
+        # Not left to the collector: a traceback that somebody keeps would keep it.
+        if (own := self._own.pop(future.key, None)) is not None:
+            own.release()
 
     # -- using them -------------------------------------------------------------------------
 

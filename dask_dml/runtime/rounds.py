@@ -265,7 +265,7 @@ class Round(Generic[C]):
         now_s = time.monotonic()
         for key, result in zip(keys, results, strict=True):
             counts, actions = self._ledger.finished(key, now_s)
-            self._futures.pop(key, None)
+            self._let_go(key)
             if counts:
                 self._results.append((self._attempts[key].blocks, result))
             self._do(actions)
@@ -274,6 +274,11 @@ class Round(Generic[C]):
         for _, fetch in self._fetches:
             fetch.cancel()
         self._fetches = []
+
+    def _let_go(self, key: AttemptKey) -> None:
+        # Not left to the collector: a traceback, or a fetch that failed, would keep it.
+        if (future := self._futures.pop(key, None)) is not None:
+            future.release()
 
     def _is_troubled(self, keys: Collection[AttemptKey]) -> bool:
         futures = [self._futures[key] for key in keys if key in self._futures]
@@ -284,8 +289,7 @@ class Round(Generic[C]):
         error = self._futures[key].exception()
         if not isinstance(error, HolderLostError | KilledWorker | MemoryError):
             raise error
-        # Not left to the collector: the traceback of a fit that is given up would keep it.
-        self._futures.pop(key).release()
+        self._let_go(key)
         self._cause = error
         if isinstance(error, HolderLostError):
             renewed: Any = self._run.holder.renewed()

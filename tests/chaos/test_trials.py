@@ -6,6 +6,8 @@ import pytest
 
 from dask_dml.faults.schedule import KINDS, draw_schedule
 
+pytestmark = pytest.mark.usefixtures("no_collector")
+
 SECONDS = 4.0
 DATA = ("stored", "lazy", "persisted", "streamed")
 

@@ -60,7 +60,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Client]:
+def client(cluster: LocalCluster, no_collector: None) -> Iterator[Client]:
     """Client of the shared cluster: two workers before, no task left behind after."""
     with Client(cluster) as client:
         client.wait_for_workers(N_WORKERS, timeout=DEADLINE_S)
