@@ -19,7 +19,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -46,11 +45,11 @@ from dask_dml.faults.membership import (
 )
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.prediction import Predictor
-from dask_dml.faults.telemetry import COLUMNS
 from dask_dml.faults.timeline import TOPIC, FaultEvent
 from dask_dml.runtime.crew import Crew
 from dask_dml.runtime.keys import is_ours
 from dask_dml.runtime.receiver import Receiver
+from dask_dml.runtime.recorder import Recorder
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -69,9 +68,6 @@ _LOOK_S = 2.0
 _RESTART_S = 60.0
 _RESTART_TIMES = 20
 _RETRY_S = 3.0
-# Telemetry is recorded so often, and so much of it is kept.
-_RECORD_S = 0.5
-_MOST_ROWS = 200_000
 # Change of the interval from which on workers are told.
 _PACE_CHANGE = 0.2
 
@@ -135,9 +131,7 @@ class FaultMonitor(SchedulerPlugin):
         self._noticed: set[str] = set()
         self._paused: set[str] = set()
         self._threads: dict[str, int] = {}
-        self._is_recording = False
-        self._rows: deque[tuple[float, tuple[str, ...], Any]] = deque()
-        self._n_rows = 0
+        self._recorder = Recorder()
         self._counts = dict.fromkeys(
             ("looks", "suspected", "evicted", "drained", "recovered", "lost"), 0
         )
@@ -237,20 +231,12 @@ class FaultMonitor(SchedulerPlugin):
 
     def dml_record(self, on: bool) -> dict[str, Any]:
         """Keep telemetry from now on, or no longer; what was kept stays."""
-        self._is_recording = on
+        self._recorder.is_on = on
         return {"status": "OK"}
 
     def dml_records(self) -> dict[str, Any]:
         """Hand over the telemetry that was kept, which is then no longer kept here."""
-        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        for time_s, workers, features in self._rows:
-            columns["time_s"] += [time_s] * len(workers)
-            columns["worker"] += workers
-            for name, values in zip(COLUMNS[2:], features.T.tolist(), strict=True):
-                columns[name] += values
-        self._rows.clear()
-        self._n_rows = 0
-        return {"status": "OK", "columns": columns}
+        return {"status": "OK", "columns": self._recorder.take()}
 
     def _stale(self, run: str) -> dict[str, Any]:
         watched = ", ".join(sorted(self._runs)) or "none"
@@ -272,7 +258,7 @@ class FaultMonitor(SchedulerPlugin):
         if clients and self._runs:
             self._combine()
         elif clients:
-            self._is_recording = False
+            self._recorder.is_on = False
             for worker in list(self._paused):
                 self._unpause(worker, "running")
             self._linger()
@@ -391,7 +377,7 @@ class FaultMonitor(SchedulerPlugin):
 
     async def _watch(self) -> None:
         """Read heartbeats, and judge."""
-        tick_s = record_s = _now_s()
+        tick_s = _now_s()
         while True:
             read_s = min(max(_READ_S, len(self._threads) / _READ_WORKERS), _READ_LEAST_S)
             await asyncio.sleep(read_s)
@@ -403,9 +389,9 @@ class FaultMonitor(SchedulerPlugin):
             if now_s >= tick_s and self._runs:
                 tick_s = now_s + TICK_S - read_s / 2
                 self._act(self._membership.tick(now_s))
-            if now_s >= record_s and self._is_recording:
-                record_s = now_s + _RECORD_S
-                self._record()
+            if self._recorder.is_due(now_s):
+                workers, features = self._membership.features()
+                self._recorder.keep(workers, features, self._receiver.heard_since_last())
 
     def _act(self, actions: Iterable[Action]) -> None:
         """Do what the verdicts say; nothing is done to workers that no fit depends on."""
@@ -472,18 +458,6 @@ class FaultMonitor(SchedulerPlugin):
         interval_s = heartbeat_interval_s(self._policy, len(self._threads))
         if abs(interval_s - self._crew.interval_s) > _PACE_CHANGE * self._crew.interval_s:
             self._crew.spawn(self._crew.pace(interval_s))
-
-    def _record(self) -> None:
-        workers, features = self._membership.features()
-        heard = self._receiver.heard_since_last()
-        kept = [i for i, worker in enumerate(workers) if worker in heard]
-        if not kept:
-            return
-        rows = features[kept].astype("float32")
-        self._rows.append((time.time(), tuple(workers[i] for i in kept), rows))
-        self._n_rows += len(kept)
-        while self._n_rows > _MOST_ROWS:
-            self._n_rows -= len(self._rows.popleft()[1])
 
     # -- acting -----------------------------------------------------------------------------
 
