@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import dask
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -16,6 +17,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_clusters() -> Iterator[None]:
+    """Have a LocalCluster keep its nannies.
+
+    It closes the nanny of a worker that is away some seconds after it was lost, though it may have
+    come back in between and been killed once more by the next test.
+    """
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}):
+        yield
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -103,9 +104,9 @@ class _Worker:
 
     __slots__ = (
         "address", "answered_s", "answers", "ask_s", "asked_s", "detector", "failed_s", "failures",
-        "has_nanny", "is_blocked", "is_dead", "is_draining", "is_suspect", "is_watched",
-        "joined_s", "pending", "pinged_s", "relayed_s", "relays_asked", "relays_failed", "strikes",
-        "suspected_s", "telemetry", "view", "viewed_s",
+        "has_nanny", "is_blocked", "is_dead", "is_draining", "is_suspect", "joined_s", "pending",
+        "pinged_s", "relayed_s", "relays_asked", "relays_failed", "strikes", "suspected_s",
+        "telemetry", "view", "viewed_s",
     )  # fmt: skip
 
     def __init__(self, address: str, detector: PhiAccrual, has_nanny: bool, now_s: float) -> None:
@@ -119,8 +120,6 @@ class _Worker:
         self.is_dead = False
         self.is_draining = False
         self.is_blocked = False
-        # Judged at each tick, whatever its heartbeats.
-        self.is_watched = True
         self.suspected_s = math.inf
         self.forget()
 
@@ -178,6 +177,10 @@ class Membership:
         self._tick_s = tick_s
         self._clock = LocalPause(tick_s)
         self._workers: dict[str, _Worker] = {}
+        # Of these, some are judged at each tick, and the others only when they are late: those in
+        # the order of their last heartbeats.
+        self._watched: dict[str, _Worker] = {}
+        self._calm: dict[str, _Worker] = {}
         self._order: list[str] = []
         self._turn = 0
         self._turn_s = -math.inf
@@ -240,6 +243,7 @@ class Membership:
             self._order.insert(self._random.randint(0, len(self._order)), worker)
         detector = PhiAccrual(self._policy.pause_s, self._interval_s)
         self._workers[worker] = _Worker(worker, detector, has_nanny, time_s)
+        self._watch(self._workers[worker])
         self._set_interval()
         return []
 
@@ -247,6 +251,8 @@ class Membership:
         """A worker is no longer on the cluster, for whatever reason."""
         self._clock.time_s(now_s)
         if self._workers.pop(worker, None) is not None:
+            self._watched.pop(worker, None)
+            self._calm.pop(worker, None)
             place = self._order.index(worker)
             del self._order[place]
             if place < self._turn:
@@ -263,12 +269,18 @@ class Membership:
         was_s = known.detector.last_s
         known.detector.heard(time_s)
         known.telemetry = telemetry
-        if not known.is_watched or known.is_dead:
+        if self._calm.pop(worker, None) is not None:
+            self._calm[worker] = known
+            return []
+        if known.is_dead:
             return []
         known.is_blocked = False
         actions = self._cleared(known, time_s)
         if known.is_suspect and was_s < known.suspected_s and None not in known.pending:
             actions.append(self._ping(known, time_s))
+        if not (known.is_suspect or known.failures):
+            del self._watched[worker]
+            self._calm[worker] = known
         return actions
 
     def probed(
@@ -302,7 +314,7 @@ class Membership:
             known.answers = 0
             known.failures += 1
             known.failed_s = min(known.failed_s, time_s)
-            known.is_watched = True
+            self._watch(known)
         return self._suspected(known, time_s)
 
     def seen(self, worker: str, view: ProcessView, now_s: float) -> list[Action]:
@@ -317,7 +329,7 @@ class Membership:
             return self._evicted(known, "its nanny says that the process is gone")
         if known.view.state != "stopped":
             return []
-        known.is_watched = True
+        self._watch(known)
         actions = self._suspected(known, time_s)
         silence_s = time_s - known.sign_s
         if silence_s < self._policy.confirm_s:
@@ -344,7 +356,8 @@ class Membership:
         # Before this no heartbeat is late, whatever its worker's own mean and deviation are.
         margin_s = min(max(MINIMUM_SIGMA_S * self._deviations, 0.0), self._policy.pause_s)
         soonest_s = time_s - self._interval_s - margin_s
-        late = [w for w in self._workers.values() if w.is_watched or w.detector.last_s < soonest_s]
+        late = list(self._watched.values())
+        late += takewhile(lambda w: w.detector.last_s < soonest_s, self._calm.values())
         heard_s = time_s - self._silence_s
         if not any(w.sign_s > heard_s for w in self._workers.values() if not w.is_dead):
             self._cut_off_s = time_s
@@ -366,6 +379,11 @@ class Membership:
 
     # -- judging --------------------------------------------------------------------------------
 
+    def _watch(self, known: _Worker) -> None:
+        """Judge the worker at each tick, until a heartbeat calms that."""
+        self._calm.pop(known.address, None)
+        self._watched[known.address] = known
+
     def _judged(self, known: _Worker, time_s: float, may_ask: bool) -> list[Action]:
         actions: list[Action] = []
         is_late = self._is_late(known, time_s)
@@ -373,7 +391,8 @@ class Membership:
             limit_s = _HEARTBEATS_LOST_S if known.was_heard else _FIRST_HEARTBEAT_S
             silence_s = time_s - max(known.detector.last_s, known.joined_s)
             if silence_s >= limit_s and known.answered_s > time_s - 2 * self._ask_every_s:
-                known.is_blocked = known.is_watched = True
+                known.is_blocked = True
+                self._watch(known)
                 is_late = False
                 evidence = f"it answers probes, but no heartbeat came for {silence_s:.1f} s"
                 actions.append(HeartbeatsBlocked(known.address, evidence))
@@ -426,7 +445,8 @@ class Membership:
         evidence += f", silent for {silence_s:.1f} s"
         if known.view is not None and known.viewed_s > known.sign_s:
             evidence += f", seen {known.view.state} with {known.view.cpu_share:.2f} CPU"
-        known.is_suspect = known.is_watched = True
+        known.is_suspect = True
+        self._watch(known)
         known.suspected_s = time_s
         return [Suspect(known.address, evidence)]
 
@@ -434,7 +454,6 @@ class Membership:
         """Take note that the worker spoke or answered, which may clear it."""
         heard_s = known.detector.last_s
         if not known.is_suspect:
-            known.is_watched = not known.was_heard or known.is_blocked or known.failures > 0
             return []
         is_heard = heard_s >= known.suspected_s
         is_answering = known.answered_s >= known.suspected_s

@@ -39,8 +39,18 @@ _MADE_S = 10.0
 Holders = Mapping[int, Sequence[str]]
 # Gives every block to a worker, from who holds which.
 Place = Callable[[Holders], dict[int, str]]
-# From keys to the graphs of tasks that make them, of those that can be made.
-Recipe = Callable[[Collection[Hashable]], Mapping[Hashable, Mapping[Hashable, Any]]]
+
+
+class Keeper(Protocol):
+    """Care for data on the cluster that is not this fit's own."""
+
+    def recipe(self, keys: Iterable[Hashable]) -> Mapping[Hashable, Mapping[Hashable, Any]]:
+        """From keys to the graphs of tasks that make them, of those that can be made."""
+        ...
+
+    def keep(self, keys: Iterable[Hashable], n_replicas: int) -> None:
+        """Have keys held so many times."""
+        ...
 
 
 class Blocks(Protocol):
@@ -164,8 +174,8 @@ class HeldBlocks:
     source : Source
     key : callable
         Makes the key of a task of this run from a name and numbers.
-    recipe : callable
-        Graphs that make keys again which somebody else persisted.
+    keeper : Keeper
+        Knows how to make again, and how to keep, what somebody else put on the cluster.
     replicas : int
         Copies of what nothing can make again.
     """
@@ -177,13 +187,13 @@ class HeldBlocks:
         client: Client,
         source: Source,
         key: Callable[..., Hashable],
-        recipe: Recipe,
+        keeper: Keeper,
         replicas: int,
     ) -> None:
         self._client = client
         self._source = source
         self._key = key
-        self._recipe = recipe
+        self._keeper = keeper
         self._replicas = replicas
         self._serial = itertools.count()
         self._held: list[_Held] = []
@@ -244,10 +254,12 @@ class HeldBlocks:
         self._move_to_place(self._holders(found))
 
     def _hold_twice(self) -> None:
-        made = self._recipe(self._others)
-        scattered = [future for key, future in self._others.items() if key not in made]
+        made = self._keeper.recipe(self._others)
+        scattered = {key: future for key, future in self._others.items() if key not in made}
         if scattered:
-            self._client.replicate(scattered, n=self._replicas)
+            # Told first that they are to stay: Dask drops replicas that nobody asked for.
+            self._keeper.keep(scattered, self._replicas)
+            self._client.replicate(list(scattered.values()), n=self._replicas)
 
     def _check_here(self, futures: Iterable[Future[Any]]) -> None:
         here = address_of(self._client)
@@ -373,7 +385,7 @@ class HeldBlocks:
     ) -> dict[int, BlockLoader]:
         parts = source.parts()
         graph = dict(parts[0][0].__dask_graph__())
-        recipes = self._recipe(self._others)
+        recipes = self._keeper.recipe(self._others)
         loaders: dict[int, BlockLoader] = {}
         for block in blocks:
             keys = tuple(part.key for part in parts[block])

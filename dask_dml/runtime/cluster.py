@@ -100,7 +100,7 @@ class ClusterExecutor:
         self._blocks: Blocks
         if resident:
             key = partial(run_key, self._run_id)
-            self._blocks = HeldBlocks(client, source, key, self._monitor.recipe, policy.replicas)
+            self._blocks = HeldBlocks(client, source, key, self._monitor, policy.replicas)
         else:
             self._blocks = StreamedBlocks(source)
         self._holder = HolderClient(client, self._run_id, len(self._block_nbytes), policy.replicas)
@@ -274,8 +274,9 @@ class ClusterExecutor:
         extra_s = max(seconds - statistics.median(earlier), 0.0) if earlier else 0.0
         now = self._roster.look()
         before, threads = dict(self._blocks.placed), dict(self._roster.threads)
-        self._log.hear()
+        # Suspects first: of those that come after them, the next round hears.
         away = self._monitor.suspects & now.keys()
+        self._log.hear()
         is_even = not self._speeds.is_uneven(self._able(), before)
         is_calm = now == threads and away == self._away and is_even
         if not now or (is_calm and self._log.is_empty):

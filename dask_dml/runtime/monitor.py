@@ -172,6 +172,11 @@ class Monitor:
         )
         return recipes
 
+    def keep(self, keys: Iterable[Hashable], n_replicas: int) -> None:
+        """Have keys held so many times until this is closed, if the scheduler watches."""
+        if self.is_watching:
+            self._ask("dml_keep", run=self._run_id, keys=list(keys), n_replicas=n_replicas)
+
     def publish(self, event: FaultEvent) -> None:
         """Put an event of this fit on the topic, where others see it."""
         logger.info("%s %s: %s; %s", event.kind, event.worker, event.evidence, event.action)
@@ -214,7 +219,7 @@ class Monitor:
 
     def receive(self, message: Mapping[str, Any]) -> None:
         """Take in a message of the watcher's; called in the client's thread."""
-        self._suspects = frozenset(message["suspects"]) | frozenset(message["draining"])
+        # The event first: whoever sees the suspects can hear of them.
         self._notices.append(
             Notice(
                 FaultEvent.from_message(message),
@@ -223,6 +228,7 @@ class Monitor:
                 int(message.get("threads", 1)),
             )
         )
+        self._suspects = frozenset(message["suspects"]) | frozenset(message["draining"])
 
     # -- the scheduler ----------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -50,6 +50,7 @@ from dask_dml.runtime.crew import Crew
 from dask_dml.runtime.keys import is_ours
 from dask_dml.runtime.receiver import Receiver
 from dask_dml.runtime.recorder import Recorder
+from dask_dml.runtime.replicas import KeepReplicas
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ _PACE_CHANGE = 0.2
 
 _GRAVE = frozenset({"worker-lost", "worker-suspected", "worker-evicted", "worker-draining"})
 _HANDLERS = (
-    "dml_watch", "dml_unwatch", "dml_recipe", "dml_status", "dml_notice", "dml_record",
+    "dml_watch", "dml_unwatch", "dml_recipe", "dml_keep", "dml_status", "dml_notice", "dml_record",
     "dml_records",
 )  # fmt: skip
 
@@ -132,6 +133,7 @@ class FaultMonitor(SchedulerPlugin):
         self._paused: set[str] = set()
         self._threads: dict[str, int] = {}
         self._recorder = Recorder()
+        self._replicas = KeepReplicas(scheduler)
         self._counts = dict.fromkeys(
             ("looks", "suspected", "evicted", "drained", "recovered", "lost"), 0
         )
@@ -139,6 +141,7 @@ class FaultMonitor(SchedulerPlugin):
         scheduler.handlers.update(self._handlers)
         for worker in scheduler.workers:
             self._join(worker)
+        self._set_pace()
         self._crew.spawn(self._watch())
         self._linger()
 
@@ -206,6 +209,13 @@ class FaultMonitor(SchedulerPlugin):
         recipes = {key: tasks for key in keys if (tasks := self._ancestors(key)) is not None}
         return {"status": "OK", "recipes": dumps(recipes)}
 
+    def dml_keep(self, run: str, keys: Sequence[Any], n_replicas: int) -> dict[str, Any]:
+        """Hold keys more than once while the run is watched."""
+        if run not in self._runs:
+            return self._stale(run)
+        self._replicas.keep(run, keys, n_replicas)
+        return {"status": "OK"}
+
     def dml_status(self) -> dict[str, Any]:
         """What is going on, for people."""
         return {
@@ -251,7 +261,9 @@ class FaultMonitor(SchedulerPlugin):
             "draining": sorted(self._membership.draining),
         }
 
-    def _drop(self, runs: Iterable[str]) -> None:
+    def _drop(self, runs: Collection[str]) -> None:
+        for run in runs:
+            self._replicas.drop(run)
         clients = {self._runs.pop(run).client for run in runs}
         for client in clients - {run.client for run in self._runs.values()}:
             self._scheduler.unsubscribe_topic(FEED, client)
@@ -298,6 +310,7 @@ class FaultMonitor(SchedulerPlugin):
         meant = [ts.key for ts in scheduler.unrunnable if ts.loose_restrictions]
         scheduler.set_restrictions(dict.fromkeys(meant, ()))
         self._join(worker)
+        self._set_pace()
         action = "watched from now on" if self._runs else ""
         self._publish("worker-joined", worker, "new with the scheduler", action)
 
@@ -306,7 +319,6 @@ class FaultMonitor(SchedulerPlugin):
         self._threads[worker] = ws.nthreads
         self._receiver.expect(worker)
         self._act(self._membership.joined(worker, _now_s(), has_nanny=bool(ws.nanny)))
-        self._set_pace()
         self._crew.equip(worker, ws.nanny)
 
     def remove_worker(

@@ -86,7 +86,7 @@ class Arena:
         return trial
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     arena = Arena(tmp_path_factory.mktemp("chaos"))
     yield arena

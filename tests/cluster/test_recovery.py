@@ -12,7 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, futures_of, wait
 from distributed import Event as ClusterEvent
 
 import dask_dml as dml
@@ -176,9 +176,14 @@ def test_scattered_data_that_is_held_twice_survives(
     whole, problem, descent, local, same_bits, on_round, until
 ):
     X, y = scattered(whole, problem)
-    killed = []
+    killed, held = [], []
 
     def kill():
+        # Dask reduces replicas every two seconds, and now; workers have dropped what they were
+        # told to drop before they do what they are given after that.
+        whole.amm.run_once()
+        wait([whole.submit(int, workers=[at], pure=False) for at in workers_of(whole)])
+        held.extend(len(workers) for workers in whole.who_has(futures_of(X)).values())
         victim = holder_of(whole, X)
         (pid,) = whole.run(os.getpid, workers=[victim]).values()
         os.kill(pid, signal.SIGKILL)
@@ -190,6 +195,7 @@ def test_scattered_data_that_is_held_twice_survives(
     here = problem.lazy(problem.X, rows=500), y
     same_bits(fitted, descent(runtime=local).fit(*here))
     assert killed[0] in set(fitted.faults_["worker"])
+    assert held == [2, 2]
 
 
 def test_the_error_of_lost_data_says_what_would_have_saved_it(
