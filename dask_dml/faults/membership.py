@@ -105,7 +105,7 @@ class _Worker:
     __slots__ = (
         "address", "answered_s", "answers", "ask_s", "asked_s", "detector", "failed_s", "failures",
         "has_nanny", "is_blocked", "is_dead", "is_draining", "is_suspect", "joined_s", "pending",
-        "pinged_s", "relayed_s", "relays_asked", "relays_failed", "strikes", "suspected_s",
+        "pinged_s", "relayed_s", "relays_asked", "relays_failed", "suspected_s",
         "telemetry", "view", "viewed_s",
     )  # fmt: skip
 
@@ -115,7 +115,6 @@ class _Worker:
         self.has_nanny = has_nanny
         self.joined_s = now_s
         self.telemetry: Telemetry | bytes | None = None
-        self.strikes = 0
         self.is_suspect = False
         self.is_dead = False
         self.is_draining = False
@@ -181,6 +180,8 @@ class Membership:
         # the order of their last heartbeats.
         self._watched: dict[str, _Worker] = {}
         self._calm: dict[str, _Worker] = {}
+        # How often in a row the predictor gave up on a worker.
+        self._strikes: dict[str, int] = {}
         self._order: list[str] = []
         self._turn = 0
         self._turn_s = -math.inf
@@ -244,6 +245,7 @@ class Membership:
         detector = PhiAccrual(self._policy.pause_s, self._interval_s)
         self._workers[worker] = _Worker(worker, detector, has_nanny, time_s)
         self._watch(self._workers[worker])
+        self._strikes.pop(worker, None)
         self._set_interval()
         return []
 
@@ -253,6 +255,7 @@ class Membership:
         if self._workers.pop(worker, None) is not None:
             self._watched.pop(worker, None)
             self._calm.pop(worker, None)
+            self._strikes.pop(worker, None)
             place = self._order.index(worker)
             del self._order[place]
             if place < self._turn:
@@ -563,21 +566,32 @@ class Membership:
     def _predicted(self) -> list[Action]:
         """Drain workers that the predictor gave up on twice in a row."""
         predictor = self._policy.predictor
-        alive = [
-            w for w in self._workers.values() if not (w.is_dead or w.is_suspect or w.is_draining)
-        ]
         judged = [
-            w for w in alive if w.telemetry is not None and w.detector.last_s > self._predicted_s
+            w
+            for w in self._workers.values()
+            if w.telemetry is not None
+            and w.detector.last_s > self._predicted_s
+            and not (w.is_dead or w.is_suspect or w.is_draining)
         ]
         if predictor is None or not judged:
             return []
         probabilities = predictor.probabilities(self._features(judged)[1])
+        is_high = probabilities >= self._policy.loss_probability
+        if not (self._strikes or is_high.any()):
+            return []
         doomed = []
-        for known, probability in zip(judged, probabilities.tolist(), strict=True):
-            known.strikes = known.strikes + 1 if probability >= self._policy.loss_probability else 0
-            if known.strikes >= 2:
-                doomed.append((probability, known))
+        for known, probability, is_struck in zip(
+            judged, probabilities.tolist(), is_high.tolist(), strict=True
+        ):
+            strikes = self._strikes.pop(known.address, 0) + 1
+            if is_struck:
+                self._strikes[known.address] = strikes
+                if strikes >= 2:
+                    doomed.append((probability, known))
         doomed.sort(key=lambda pair: -pair[0])
+        alive = [
+            w for w in self._workers.values() if not (w.is_dead or w.is_suspect or w.is_draining)
+        ]
         n_draining = sum(w.is_draining for w in self._workers.values())
         room = max(1, int(_DRAINED_SHARE * len(self._workers))) - n_draining
         actions: list[Action] = []
