@@ -19,14 +19,14 @@ from dask_dml.linear_model import LogisticRegression
 from dask_dml.runtime import RoundEnded
 
 N_WORKERS = 3
-REPEATS = 3
+REPEATS = 5
 PAIRS = 9
 FLEET, FLEET_S = 1_000, 20.0
 Row = tuple[str, float, str, float, str]
 
 
 def recovery_s(client: Client, data: Any, signal_number: int) -> float:
-    """Seconds from a signal in mid-round to the end of that round."""
+    """Seconds from a signal in mid-fit until a round that began after it is complete."""
     sent_s: list[float] = []
     ended_s: list[float] = []
 
@@ -37,19 +37,25 @@ def recovery_s(client: Client, data: Any, signal_number: int) -> float:
     def listen(event: Any) -> None:
         if not isinstance(event, RoundEnded):
             return
-        if sent_s and not ended_s:
+        if sent_s:
             ended_s.append(time.monotonic())
         if event.round == 1:
             victim = sorted(client.scheduler_info(n_workers=-1)["workers"])[0]
             (pid,) = client.run(os.getpid, workers=[victim]).values()
             threading.Timer(0.05, strike, [pid]).start()
 
-    LogisticRegression(solver="lbfgs", callbacks=[listen]).fit(*data)
-    return ended_s[0] - sent_s[0]
+    LogisticRegression(solver="lbfgs", tol=1e-12, callbacks=[listen]).fit(*data)
+    # The first round to end had begun before, and may have had all its results.
+    return ended_s[1] - sent_s[0]
 
 
 def bench_recovery(n_rows: int) -> list[Row]:
-    """SIGSTOP and SIGKILL of one of three workers in mid-fit."""
+    """SIGSTOP and SIGKILL of one of three workers in mid-fit.
+
+    On a tenth of the rows: what is to be seen is how soon the work is done elsewhere, not how long
+    it takes to make a third of the data again.
+    """
+    n_rows //= 10
     rows = []
     for name, number, target in (
         ("SIGSTOP", signal.SIGSTOP, 5.0),
@@ -68,7 +74,8 @@ def bench_recovery(n_rows: int) -> list[Row]:
                 LogisticRegression(max_iter=1, solver="lbfgs", tol=0.9).fit(*data)
                 times.append(recovery_s(client, data, number))
         detail = (
-            f"from the signal to the end of the round, {n_rows:,} x 28 persisted; median of "
+            f"from the signal until a round begun after it is complete, {n_rows:,} x 28 persisted, "
+            f"lost blocks made again; median of "
             f"{', '.join(f'{t:.2f}' for t in times)} s"
         )
         rows.append(
