@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -263,27 +263,23 @@ class Membership:
             self._set_interval()
         return []
 
-    def heard(self, worker: str, now_s: float, telemetry: Telemetry | bytes | None) -> list[Action]:
-        """An authentic heartbeat came; its telemetry may be left packed, or be missing."""
-        known = self._workers.get(worker)
-        if known is None:
-            return []
+    def heard(
+        self, heartbeats: Iterable[tuple[str, Telemetry | bytes | None]], now_s: float
+    ) -> list[Action]:
+        """Authentic heartbeats came; telemetry may be left packed, or be missing."""
         time_s = self._clock.time_s(now_s)
-        was_s = known.detector.last_s
-        known.detector.heard(time_s)
-        known.telemetry = telemetry
-        if self._calm.pop(worker, None) is not None:
-            self._calm[worker] = known
-            return []
-        if known.is_dead:
-            return []
-        known.is_blocked = False
-        actions = self._cleared(known, time_s)
-        if known.is_suspect and was_s < known.suspected_s and None not in known.pending:
-            actions.append(self._ping(known, time_s))
-        if not (known.is_suspect or known.failures):
-            del self._watched[worker]
-            self._calm[worker] = known
+        calm = self._calm
+        actions: list[Action] = []
+        # Little is done for each that is calm: on large fleets there are many.
+        for worker, telemetry in heartbeats:
+            known = calm.pop(worker, None)
+            if known is not None:
+                calm[worker] = known
+                known.telemetry = telemetry
+                known.detector.heard(time_s)
+            elif (known := self._workers.get(worker)) is not None:
+                known.telemetry = telemetry
+                actions += self._heard(known, time_s)
         return actions
 
     def probed(
@@ -453,6 +449,21 @@ class Membership:
         known.suspected_s = time_s
         return [Suspect(known.address, evidence)]
 
+    def _heard(self, known: _Worker, time_s: float) -> list[Action]:
+        """Take note that a worker that is watched was heard."""
+        was_s = known.detector.last_s
+        known.detector.heard(time_s)
+        if known.is_dead:
+            return []
+        known.is_blocked = False
+        actions = self._cleared(known, time_s)
+        if known.is_suspect and was_s < known.suspected_s and None not in known.pending:
+            actions.append(self._ping(known, time_s))
+        if not (known.is_suspect or known.failures):
+            del self._watched[known.address]
+            self._calm[known.address] = known
+        return actions
+
     def _cleared(self, known: _Worker, time_s: float) -> list[Action]:
         """Take note that the worker spoke or answered, which may clear it."""
         heard_s = known.detector.last_s
@@ -589,13 +600,15 @@ class Membership:
                 if strikes >= 2:
                     doomed.append((probability, known))
         doomed.sort(key=lambda pair: -pair[0])
-        alive = [
-            w for w in self._workers.values() if not (w.is_dead or w.is_suspect or w.is_draining)
-        ]
-        n_draining = sum(w.is_draining for w in self._workers.values())
+        if not doomed:
+            return []
+        n_draining = len(self.draining)
+        n_alive = sum(
+            not (w.is_dead or w.is_suspect or w.is_draining) for w in self._workers.values()
+        )
         room = max(1, int(_DRAINED_SHARE * len(self._workers))) - n_draining
         actions: list[Action] = []
-        for probability, known in doomed[: max(0, min(room, len(alive) - 1))]:
+        for probability, known in doomed[: max(0, min(room, n_alive - 1))]:
             known.is_draining = True
             evidence = f"probability of loss within {_PREDICTED_WITHIN_S:.0f} s: {probability:.3f}"
             actions.append(Drain(known.address, evidence, _PREDICTED_WITHIN_S))

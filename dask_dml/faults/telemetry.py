@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import NamedTuple
@@ -76,29 +77,9 @@ _FEATURES = struct.Struct(f"<{len(FEATURES)}f")
 DATAGRAM_BYTES = _DATAGRAM.size
 
 
-class Heartbeat(NamedTuple):
-    """One heartbeat as it arrived.
-
-    Attributes
-    ----------
-    worker_id : int
-        `worker_id` of the worker's address.
-    sequence : int
-        Rises with each heartbeat of a worker. UDP may repeat and reorder: one that is not larger
-        than the last tells nothing new.
-    features : bytes
-        The telemetry as it was packed, little-endian float32: on a large fleet it is cheaper to
-        read many at once (`feature_matrix`) than each as it comes.
-    """
-
-    worker_id: int
-    sequence: int
-    features: bytes
-
-    @property
-    def telemetry(self) -> Telemetry:
-        """The telemetry, to the precision of float32."""
-        return Telemetry._make(_FEATURES.unpack(self.features))
+def unpacked(features: bytes) -> Telemetry:
+    """Telemetry from its packed form, to the precision of float32."""
+    return Telemetry._make(_FEATURES.unpack(features))
 
 
 def feature_matrix(rows: Iterable[Telemetry | bytes]) -> np.ndarray:
@@ -110,6 +91,12 @@ def feature_matrix(rows: Iterable[Telemetry | bytes]) -> np.ndarray:
     """
     packed = b"".join(row if isinstance(row, bytes) else _FEATURES.pack(*row) for row in rows)
     return np.frombuffer(packed, dtype="<f4").reshape(-1, len(FEATURES))
+
+
+@lru_cache(maxsize=16)
+def _code(key: bytes) -> blake2b:
+    """The code of datagrams, begun with its key; to be copied."""
+    return blake2b(digest_size=_CODE_BYTES, key=key)
 
 
 def worker_id(address: str) -> int:
@@ -137,17 +124,31 @@ def pack(key: bytes, worker: str, sequence: int, telemetry: Telemetry) -> bytes:
         `DATAGRAM_BYTES` of them.
     """
     body = _BODY.pack(MAGIC, worker_id(worker), sequence, *telemetry)
-    return body + blake2b(body, digest_size=_CODE_BYTES, key=key).digest()
+    code = _code(key).copy()
+    code.update(body)
+    return body + code.digest()
 
 
-def unpack(key: bytes, datagram: bytes) -> Heartbeat:
+def unpack(key: bytes, datagram: bytes) -> tuple[int, int, bytes]:
     """Read the datagram of a heartbeat; see `pack`.
+
+    Returns
+    -------
+    worker : int
+        `worker_id` of the worker's address.
+    sequence : int
+        Rises with each heartbeat of a worker. UDP may repeat and reorder: one that is not larger
+        than the last tells nothing new.
+    features : bytes
+        The telemetry as it was packed, little-endian float32: on a large fleet it is cheaper to
+        read many at once (`feature_matrix`) than each as it comes (`unpacked`).
 
     Raises
     ------
     DatagramError
         If it is foreign (or of another version), truncated, or was not made with this key.
     """
+    # A plain tuple, and a code begun beforehand: the watcher of a large fleet reads many.
     if len(datagram) != DATAGRAM_BYTES:
         raise DatagramError(
             f"a heartbeat has {DATAGRAM_BYTES} bytes, the datagram has {len(datagram)}"
@@ -155,7 +156,8 @@ def unpack(key: bytes, datagram: bytes) -> Heartbeat:
     magic, worker, sequence, features, code = _DATAGRAM.unpack(datagram)
     if magic != MAGIC:
         raise DatagramError(f"a heartbeat begins with {MAGIC!r}, the datagram with {magic!r}")
-    body = datagram[:-_CODE_BYTES]
-    if not compare_digest(blake2b(body, digest_size=_CODE_BYTES, key=key).digest(), code):
+    expected = _code(key).copy()
+    expected.update(datagram[:-_CODE_BYTES])
+    if not compare_digest(expected.digest(), code):
         raise DatagramError(f"a heartbeat of worker {worker:016x} was not made with this key")
-    return Heartbeat(worker, sequence, features)
+    return worker, sequence, features

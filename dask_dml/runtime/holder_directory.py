@@ -311,6 +311,10 @@ class HolderDirectory(SchedulerPlugin):
     async def _doubt(self, run: str, at: _Range, epoch: int, host: str) -> None:
         """Replace a host that does not answer, or that should be the primary and is not."""
         async with at.lock:
+            if epoch > at.epoch and run in self._runs:
+                # A promotion was heard and its answer was not: a newer one settles who hosts.
+                await self._promote(run, at, self._chosen(self._runs[run], at.hosts))
+                return
             if at.epoch != epoch or host not in at.hosts:
                 return
             reply = await self._call(host, "dml_holder_ping", _PING_S, run=run, index=at.index)

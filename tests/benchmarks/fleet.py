@@ -75,7 +75,7 @@ class FleetScheduler:
 
 async def empty_loop_share(n_workers: int, length_s: float) -> float:
     """Share of a core for waking as often as the watcher does, and doing nothing."""
-    nap_s = min(max(0.05, n_workers / 5_000), 0.2)
+    nap_s = min(max(0.05, n_workers / 4_000), 0.25)
     cpu_s = time.process_time()
     for _ in range(round(length_s / nap_s)):
         await asyncio.sleep(nap_s)

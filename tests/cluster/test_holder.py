@@ -282,6 +282,31 @@ def test_a_primary_that_is_stopped_is_replaced_and_knows_when_it_wakes(chief, ho
     assert_undisturbed(total)
 
 
+async def promote_unheard(run, dask_scheduler):
+    """Promote a primary as the directory does, with an answer that gets lost."""
+    directory = dask_scheduler.plugins["dml-holder-directory"]
+    (at,) = directory._runs[run].ranges
+    at.last_epoch += 1
+    # With a replica that is gone: only the directory can tell the primary of another.
+    hosts = (at.hosts[0], "tcp://127.0.0.1:9")
+    await directory._call(
+        at.hosts[0], "dml_holder_promote", DEADLINE_S,
+        run=run, index=0, epoch=at.last_epoch, hosts=hosts,
+    )  # fmt: skip
+    return at.epoch
+
+
+def test_a_promotion_whose_answer_was_lost_is_settled_by_a_newer_one(chief, holders):
+    holder = holders("run")
+    held = holder.publish(0, request())
+    before = holder.places
+    assert chief.run_on_scheduler(promote_unheard, "run") == before[0].epoch
+    total, missing = total_of(chief, holder, held, start(chief, held))
+    assert missing == ()
+    assert_undisturbed(total)
+    assert moved(holder, before)
+
+
 def test_a_message_of_a_run_that_is_over_is_refused_by_name(chief, holders):
     old = HolderClient(chief, "old-run", N_BLOCKS)
     held = old.publish(0, request())

@@ -128,10 +128,10 @@ class World:
 
     def tell(self, what, worker, *arguments):
         if what == "heard":
-            arguments = (self.now_s, self.telemetry.get(worker))
+            heartbeats = [(worker, self.telemetry.get(worker))]
+            self.carry_out(self.membership.heard(heartbeats, self.now_s))
         else:
-            arguments = (*arguments, self.now_s)
-        self.carry_out(getattr(self.membership, what)(worker, *arguments))
+            self.carry_out(getattr(self.membership, what)(worker, *arguments, self.now_s))
 
     def carry_out(self, actions):
         for action in actions:
@@ -407,7 +407,7 @@ def test_late_events_about_a_worker_that_left_do_no_harm():
     world = world_of(2)
     world.leave("w0")
     membership, now_s = world.membership, world.now_s
-    assert membership.heard("w0", now_s, None) == []
+    assert membership.heard([("w0", None)], now_s) == []
     assert membership.probed("w0", None, False, now_s) == []
     assert membership.seen("w0", ProcessView("gone"), now_s) == []
     assert membership.noticed("w0", 30.0, "aws", now_s) == []
@@ -420,7 +420,7 @@ def test_a_worker_is_evicted_once():
     view = ProcessView("gone")
     assert [type(a) for a in world.membership.seen("w0", view, world.now_s)] == [Evict]
     assert world.membership.seen("w0", view, world.now_s) == []
-    assert world.membership.heard("w0", world.now_s, None) == []
+    assert world.membership.heard([("w0", None)], world.now_s) == []
     assert world.membership.verdict("w0") is Verdict.DEAD
 
 
@@ -597,7 +597,7 @@ def test_a_worker_that_is_drained_is_judged_all_the_same():
 def test_features_are_telemetry_and_jitter_packed_or_not():
     world = world_of(2)
     telemetry = Telemetry(*(float(i) for i in range(10)))
-    world.membership.heard("w1", world.now_s + 0.1, telemetry)
+    world.membership.heard([("w1", telemetry)], world.now_s + 0.1)
     workers, X = world.membership.features()
     assert workers == ("w1",)
     np.testing.assert_array_equal(X[0, :-1], telemetry)
@@ -707,7 +707,7 @@ def test_a_thousand_workers_cost_a_fraction_of_a_core():
         now_s = tick * TICK_S
         began_s = time.thread_time()
         for worker in workers[tick % 8 :: 8]:
-            membership.heard(worker, now_s, packed)
+            membership.heard([(worker, packed)], now_s)
         for action in membership.tick(now_s):
             membership.probed(action.worker, None, True, now_s)
         costs.append((time.thread_time() - began_s) / TICK_S)
@@ -728,7 +728,7 @@ def test_a_stopped_worker_of_a_thousand_is_evicted_within_4_s_all_the_same():
         now_s = tick * TICK_S
         for worker in workers[tick % ticks_per_beat :: ticks_per_beat]:
             if worker != stopped or tick <= 40:
-                membership.heard(worker, now_s, None)
+                membership.heard([(worker, None)], now_s)
                 last_s = now_s if worker == stopped else last_s
         for action in membership.tick(now_s):
             assert action.worker == stopped or action == Probe(action.worker)

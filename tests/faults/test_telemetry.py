@@ -11,11 +11,11 @@ from dask_dml.faults.telemetry import (
     DATAGRAM_BYTES,
     FEATURES,
     DatagramError,
-    Heartbeat,
     Telemetry,
     feature_matrix,
     pack,
     unpack,
+    unpacked,
     worker_id,
 )
 
@@ -27,14 +27,14 @@ telemetries = st.builds(Telemetry, **dict.fromkeys(FEATURES, numbers))
 
 @given(st.text(), st.integers(0, 2**64 - 1), telemetries, st.binary(min_size=1, max_size=64))
 def test_a_heartbeat_arrives_as_it_was_sent(address, sequence, telemetry, key):
-    heartbeat = unpack(key, pack(key, address, sequence, telemetry))
-    assert heartbeat == Heartbeat(worker_id(address), sequence, heartbeat.features)
-    assert heartbeat.telemetry == telemetry
+    worker, number, features = unpack(key, pack(key, address, sequence, telemetry))
+    assert (worker, number) == (worker_id(address), sequence)
+    assert unpacked(features) == telemetry
 
 
 def test_what_does_not_fit_float32_is_rounded():
-    heartbeat = unpack(KEY, pack(KEY, ADDRESS, 0, Telemetry(rss_share=0.1)))
-    assert heartbeat.telemetry.rss_share == float(np.float32(0.1))
+    _, _, features = unpack(KEY, pack(KEY, ADDRESS, 0, Telemetry(rss_share=0.1)))
+    assert unpacked(features).rss_share == float(np.float32(0.1))
 
 
 @given(st.integers(0, DATAGRAM_BYTES - 1), st.integers(1, 255))
@@ -72,7 +72,8 @@ def test_another_key_is_refused():
 
 
 def test_numbers_that_are_not_finite_survive():
-    telemetry = unpack(KEY, pack(KEY, ADDRESS, 0, Telemetry(math.nan, math.inf))).telemetry
+    _, _, features = unpack(KEY, pack(KEY, ADDRESS, 0, Telemetry(math.nan, math.inf)))
+    telemetry = unpacked(features)
     assert math.isnan(telemetry.rss_share)
     assert telemetry.rss_slope == math.inf
 
@@ -84,7 +85,7 @@ def test_a_sequence_below_zero_is_refused():
 
 @given(st.lists(telemetries, max_size=5))
 def test_rows_of_a_matrix_are_the_telemetry_packed_or_not(rows):
-    packed = [unpack(KEY, pack(KEY, ADDRESS, 0, row)).features for row in rows]
+    packed = [unpack(KEY, pack(KEY, ADDRESS, 0, row))[2] for row in rows]
     expected = np.array(rows, dtype=np.float32).reshape(-1, len(FEATURES))
     np.testing.assert_array_equal(feature_matrix(rows), expected)
     np.testing.assert_array_equal(feature_matrix(packed), expected)

@@ -15,7 +15,7 @@ import types
 import pytest
 
 from dask_dml.faults.preemption import PreemptionNotice
-from dask_dml.faults.telemetry import Telemetry, pack, unpack
+from dask_dml.faults.telemetry import Telemetry, pack, unpack, unpacked
 from dask_dml.runtime.receiver import Receiver
 from dask_dml.runtime.worker_plugin import SLOPE_S, Beacon, Gauge, NoticeWatch, look_at
 
@@ -143,10 +143,10 @@ def test_heartbeats_carry_what_was_measured(receiver):
         there.settimeout(60.0)
         beacon = Beacon(Counting(1), WORKER, HOST, there.getsockname()[1], KEY, interval_s=60.0)
         beacon.start()
-        first = unpack(KEY, there.recv(1000))
+        _, _, features = unpack(KEY, there.recv(1000))
         beacon.stop()
         beacon.join(60.0)
-    assert first.telemetry.executing == 1.0
+    assert unpacked(features).executing == 1.0
 
 
 def test_each_notice_is_told_once():

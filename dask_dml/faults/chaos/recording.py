@@ -32,7 +32,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from dask_dml.faults.chaos.episodes import FATAL, HARMLESS, Circumstance, block, idle
 from dask_dml.faults.detectors import PhiAccrual
 from dask_dml.faults.policy import FaultPolicy
-from dask_dml.faults.telemetry import DatagramError, unpack, worker_id
+from dask_dml.faults.telemetry import DatagramError, unpack, unpacked, worker_id
 from dask_dml.faults.training import Records
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.worker_plugin import Beacon, Gauge
@@ -106,16 +106,17 @@ class _Listener(threading.Thread):
     def run(self) -> None:
         while not self._ended.is_set():
             try:
-                heartbeat = unpack(self.key, self._socket.recv(_DATAGRAM_BYTES))
+                datagram = self._socket.recv(_DATAGRAM_BYTES)
+                worker, _, features = unpack(self.key, datagram)
             except (TimeoutError, DatagramError):
                 continue
             now_s = time.time()
             detector = self._detectors.setdefault(
-                heartbeat.worker_id, PhiAccrual(pause_s=1.5, interval_s=HEARTBEAT_S)
+                worker, PhiAccrual(pause_s=1.5, interval_s=HEARTBEAT_S)
             )
             detector.heard(now_s)
             jitter = detector.jitter_s / HEARTBEAT_S
-            self.rows.append((now_s, heartbeat.worker_id, *heartbeat.telemetry, jitter))
+            self.rows.append((now_s, worker, *unpacked(features), jitter))
 
     def __enter__(self) -> Self:
         self.start()

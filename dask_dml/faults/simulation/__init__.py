@@ -7,7 +7,7 @@ of faults can be run a minute, and each again from its seed.
 
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
 from dask_dml.faults.simulation.fit import Recovery, SimulatedFit, simulate
-from dask_dml.faults.simulation.fleet import FleetFigures, watch_fleet, watching_share
+from dask_dml.faults.simulation.fleet import FleetFigures, watch_fleet
 from dask_dml.faults.simulation.summary import Summary, simulate_all
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "simulate",
     "simulate_all",
     "watch_fleet",
-    "watching_share",
 ]

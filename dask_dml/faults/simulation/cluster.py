@@ -261,8 +261,7 @@ class SimulatedCluster:
         self.clock.after(interval_s + delay_s, self._heartbeat, process)
 
     def _heard(self, worker: str, telemetry: Telemetry) -> None:
-        if actions := self.membership.heard(worker, self.clock.now_s, telemetry):
-            self._act(actions)
+        self._act(self.membership.heard([(worker, telemetry)], self.clock.now_s))
 
     def _act(self, actions: list[Action]) -> None:
         for action in actions:

@@ -1,17 +1,14 @@
-"""A fleet without faults, watched for thousands of hours; and what watching it costs."""
+"""A fleet without faults, watched for thousands of hours."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dask_dml.faults.membership import TICK_S, Membership, Probe, heartbeat_interval_s
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.simulation.clock import Noise, VirtualClock
 from dask_dml.faults.simulation.cluster import SimulatedCluster
-from dask_dml.faults.telemetry import Telemetry, pack, unpack, worker_id
 
 # Before a disturbance, for the clock of the watcher to settle; and after it, for its verdicts.
 _BEFORE_S = 2.0
@@ -173,63 +170,3 @@ def watch_fleet(
         n_evicted=counts["worker-evicted"],
         evidence=tuple(evidences),
     )
-
-
-def watching_share(
-    cpu_s: Callable[[], float],
-    n_workers: int = 1000,
-    length_s: float = 60.0,
-    policy: FaultPolicy | None = None,
-    seed: int = 0,
-) -> float:
-    """Measure which share of a core the watcher's judging takes.
-
-    That is: unpacking every worker's datagrams and checking their keys, `Membership.heard` for
-    each, and `Membership.tick`, with probes that are answered. Without the system's own cost of
-    receiving a datagram.
-
-    Parameters
-    ----------
-    cpu_s : callable
-        CPU seconds of this process, such as `time.process_time`.
-    n_workers : int
-    length_s : float
-        Virtual seconds.
-    policy : FaultPolicy, optional
-    seed : int
-
-    Returns
-    -------
-    float
-        CPU seconds per second.
-    """
-    policy = policy or FaultPolicy()
-    rng = random.Random(seed)
-    key = rng.randbytes(32)
-    interval_s = heartbeat_interval_s(policy, n_workers)
-    workers = [f"tcp://10.0.{n // 250}.{n % 250}:{40000 + n}" for n in range(n_workers)]
-    addresses = {worker_id(worker): worker for worker in workers}
-    beats = []
-    for worker in workers:
-        at_s = rng.random() * interval_s
-        for sequence in range(math.ceil(length_s / interval_s)):
-            telemetry = Telemetry(rss_share=rng.random(), cpu_share=rng.random())
-            delay_s = abs(rng.gauss(0.0, Noise.heartbeat_sigma_s))
-            beats.append((at_s + delay_s, pack(key, worker, sequence, telemetry)))
-            at_s += interval_s
-    beats.sort()
-    membership = Membership(policy, seed)
-    for worker in workers:
-        membership.joined(worker, 0.0, has_nanny=True)
-    number = 0
-    began_s = cpu_s()
-    for step in range(1, int(length_s / TICK_S) + 1):
-        now_s = step * TICK_S
-        while number < len(beats) and beats[number][0] <= now_s:
-            heartbeat = unpack(key, beats[number][1])
-            membership.heard(addresses[heartbeat.worker_id], beats[number][0], heartbeat.features)
-            number += 1
-        for action in membership.tick(now_s):
-            if isinstance(action, Probe) and not action.through:
-                membership.probed(action.worker, None, True, now_s)
-    return (cpu_s() - began_s) / length_s

@@ -233,7 +233,10 @@ class SimulatedHolder:
             return None
         yield self._sleep(2 * self._cluster.network.latency_s)
         yield self._lock
-        if self.epoch == epoch and host in self.hosts:
+        if epoch > self.epoch:
+            # A promotion was heard and its answer was not: a newer one settles who hosts.
+            yield from self._promote(self._chosen(self.hosts))
+        elif self.epoch == epoch and host in self.hosts:
             reply = yield self._call(None, host, self._ping)
             if reply is None or (reply is False and host == self.hosts[0]):
                 is_done = yield from self._hand_over(host, "no answer")
