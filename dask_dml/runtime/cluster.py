@@ -12,6 +12,7 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ from dask_dml.runtime.roster import Roster
 from dask_dml.runtime.rounds import Round, Run, Shard
 from dask_dml.runtime.shard import RoundWork, ShardResult, SurveyWork
 from dask_dml.runtime.speeds import Speeds
+from dask_dml.runtime.waiting import sending_promptly
 from dask_dml.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 RESIDENT_SHARE = 0.5
 # Rounds with larger parameters or sums than this go through the parameter holder.
 HOLDER_BYTES = 4 * 1024 * 1024
+# How often the scheduler is asked for its workers while the monitor has nothing to tell.
+_LOOK_S = 0.5
 
 
 class ClusterExecutor:
@@ -95,32 +99,35 @@ class ClusterExecutor:
         self._n_rounds = 0
         self._away: frozenset[str] = frozenset()
         resident = self._fits_in_memory()
-        self._monitor = Monitor(client, policy, self._run_id)
-        self._log = FaultLog(self._monitor, self._run_id)
-        self._blocks: Blocks
-        if resident:
-            key = partial(run_key, self._run_id)
-            self._blocks = HeldBlocks(client, source, key, self._monitor, policy.replicas)
-        else:
-            self._blocks = StreamedBlocks(source)
-        self._holder = HolderClient(client, self._run_id, len(self._block_nbytes), policy.replicas)
-        self._is_holder_refused = False
-        self._run = Run(
-            client,
-            self._run_id,
-            policy,
-            self._blocks,
-            self._roster,
-            self._monitor,
-            self._log,
-            self._block_nbytes,
-            self._holder,
-        )
-        try:
+        with ExitStack() as opened:
+            opened.enter_context(sending_promptly(client))
+            self._monitor = Monitor(client, policy, self._run_id)
+            opened.callback(self._monitor.close)
+            self._log = FaultLog(self._monitor, self._run_id)
+            n_blocks = len(self._block_nbytes)
+            self._holder = HolderClient(client, self._run_id, n_blocks, policy.replicas)
+            opened.callback(self._holder.close)
+            self._is_holder_refused = False
+            self._blocks: Blocks
+            if resident:
+                key = partial(run_key, self._run_id)
+                self._blocks = HeldBlocks(client, source, key, self._monitor, policy.replicas)
+            else:
+                self._blocks = StreamedBlocks(source)
+            opened.callback(self._blocks.release)
+            self._run = Run(
+                client,
+                self._run_id,
+                policy,
+                self._blocks,
+                self._roster,
+                self._monitor,
+                self._log,
+                self._block_nbytes,
+                self._holder,
+            )
             self._blocks.place(self._placement, self._away)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     @property
     def is_resident(self) -> bool:
@@ -154,9 +161,7 @@ class ClusterExecutor:
 
     def close(self) -> None:
         """Let go of all futures; what others hold stays."""
-        self._blocks.release()
-        self._holder.close()
-        self._monitor.close()
+        self._opened.close()
 
     # -- placement --------------------------------------------------------------------------
 
@@ -272,11 +277,13 @@ class ClusterExecutor:
         """Take note of workers that left, joined or fell silent, and place the blocks anew."""
         earlier = self._rounds_s.setdefault(kind, [])
         extra_s = max(seconds - statistics.median(earlier), 0.0) if earlier else 0.0
-        now = self._roster.look()
-        before, threads = dict(self._blocks.placed), dict(self._roster.threads)
         # Suspects first: of those that come after them, the next round hears.
-        away = self._monitor.suspects & now.keys()
+        suspects = self._monitor.suspects
         self._log.hear()
+        is_quiet = self._monitor.is_watching and self._log.is_empty
+        now = self._roster.seen(_LOOK_S if is_quiet else 0.0)
+        away = suspects & now.keys()
+        before, threads = dict(self._blocks.placed), dict(self._roster.threads)
         is_even = not self._speeds.is_uneven(self._able(), before)
         is_calm = now == threads and away == self._away and is_even
         if not now or (is_calm and self._log.is_empty):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
+from itertools import repeat
 
 import dask
 
@@ -64,14 +66,14 @@ class Receiver:
 
     def receive(self) -> list[tuple[str, bytes]]:
         """Read what has arrived: worker and packed telemetry of each heartbeat that is new."""
-        # Little is done for each: on large fleets there are a thousand a second.
+        # Little is done for each: on large fleets there are many.
         read, key, sequences = self._socket.recv, self._key, self._sequences
+        datagrams: list[bytes] = []
+        # Those that were there stay when there are no more.
+        with suppress(BlockingIOError):
+            datagrams.extend(map(read, repeat(DATAGRAM_BYTES + 1, _MOST_A_READ)))
         heard = []
-        for _ in range(_MOST_A_READ):
-            try:
-                datagram = read(DATAGRAM_BYTES + 1)
-            except BlockingIOError:
-                break
+        for datagram in datagrams:
             try:
                 number, sequence, features = unpack(key, datagram)
             except DatagramError:

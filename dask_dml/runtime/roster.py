@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
@@ -37,6 +39,8 @@ class Roster:
         self._client = client
         self._refused: set[str] = set()
         self._asked: dict[str, futures.Future[Any]] = {}
+        self._seen: dict[str, int] = {}
+        self._seen_s = -math.inf
         self.threads: dict[str, int] = self.look()
         if not self.threads:
             raise NoWorkersError(
@@ -48,11 +52,19 @@ class Roster:
 
     def look(self) -> dict[str, int]:
         """Threads of each worker there is now, in a fixed order."""
-        return {
-            address: int(worker["nthreads"])
-            for address, worker in sorted(self._identities().items())
-            if worker.get("status", "running") in _ABLE and address not in self._refused
-        }
+        return self.seen(0.0)
+
+    def seen(self, within_s: float) -> dict[str, int]:
+        """Threads of each worker there was when last looked, if that was not long ago."""
+        now_s = time.monotonic()
+        if now_s - self._seen_s >= within_s:
+            self._seen = {
+                address: int(worker["nthreads"])
+                for address, worker in sorted(self._identities().items())
+                if worker.get("status", "running") in _ABLE
+            }
+            self._seen_s = now_s
+        return {worker: n for worker, n in self._seen.items() if worker not in self._refused}
 
     def admit(self, now: Mapping[str, int]) -> dict[str, str]:
         """Take over who is there now, without newcomers that cannot be used.

@@ -1,4 +1,4 @@
-"""Waiting on a cluster from this thread, by coroutines in the client's loop.
+"""Waiting on a cluster from this thread, by coroutines in the client's loop, and not for long.
 
 What the client's own blocking calls raise lives on in a cycle of frames, and with it the futures
 that those frames name: data would stay on the cluster until this process collects its garbage.
@@ -7,15 +7,35 @@ that those frames name: data would stay on the cluster until this process collec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
 from distributed import Client, Future, wait
 
 T = TypeVar("T")
+
+# How long a client collects messages before it sends them; Dask's own is ten times that.
+_COLLECT_S = 0.001
+
+
+@contextmanager
+def sending_promptly(client: Client) -> Iterator[None]:
+    """Have a client collect messages for less long.
+
+    A round is a few messages that somebody waits for, so that each collecting adds to each round.
+    """
+    stream: Any = client.scheduler_comm
+    usual_s = stream.interval
+    stream.interval = min(usual_s, _COLLECT_S)
+    try:
+        yield
+    finally:
+        # Of several fits on one client the first restores what was, and the others leave it so.
+        if usual_s > _COLLECT_S:
+            stream.interval = usual_s
 
 
 def in_loop(client: Client, coroutine: Coroutine[Any, Any, T]) -> ThreadFuture[T]:

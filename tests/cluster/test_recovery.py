@@ -68,6 +68,7 @@ def stop(whole):
         (pid,) = whole.run(os.getpid, workers=[victim]).values()
         os.kill(pid, signal.SIGSTOP)
         stopped.append(pid)
+        return victim
 
     yield stop_worker
     for pid in stopped:
@@ -106,6 +107,21 @@ def test_a_worker_that_is_stopped_is_done_without(
     # Whichever comes first: its work takes too long, or it is seen to be silent.
     seen = {"work-duplicated", "worker-suspected", "worker-evicted"}
     assert seen & set(fitted.faults_["kind"])
+
+
+def test_a_worker_that_is_stopped_is_named_with_the_evidence(
+    whole, store, descent, local, same_bits, on_round, stop
+):
+    # Where no work is duplicated for being late, the fit goes on when the worker is suspect.
+    runtime = dml.Runtime(faults=dml.FaultPolicy(speculation_factor=1e6))
+    stopped = []
+    callbacks = [on_round(1, lambda: stopped.append(stop()))]
+    fitted = descent(runtime=runtime, callbacks=callbacks).fit(store)
+    same_bits(fitted, descent(runtime=local).fit(store))
+    faults = fitted.faults_
+    concerned = set(faults.loc[faults["worker"].isin(stopped), "kind"])
+    assert concerned & {"worker-suspected", "worker-evicted", "worker-lost"}
+    assert "stopped" in " ".join(faults["evidence"])
 
 
 def test_a_worker_that_holds_the_global_lock_is_not_evicted(
