@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,11 +136,10 @@ class ChaosCluster:
         self._clients: list[Client] = []
         self._network = NETWORKS[network]()
         self._directory = TemporaryDirectory(prefix="dml-chaos-", ignore_cleanup_errors=True)
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(self.close)
             self._start()
-        except BaseException:
-            self.close()
-            raise
+            unfinished.pop_all()
 
     # -- life ---------------------------------------------------------------------------------
 

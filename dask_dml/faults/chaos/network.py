@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -171,14 +172,13 @@ class RelayNetwork:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(self._end)
             assert self._process.stdout is not None
             if self._process.stdout.readline() != b"ready\n":
                 raise ClusterError(f"the relay at {self._path} did not start: see standard error")
             self._control = RelayControl(self._path)
-        except BaseException:
-            self._end()
-            raise
+            unfinished.pop_all()
 
     def join(self, machine: int, scheduler: str, heartbeat_port: int) -> Place:
         host, port = scheduler.removeprefix("tcp://").rsplit(":", 1)
@@ -246,7 +246,8 @@ class NamespaceNetwork:
         self._machines: set[int] = set()
         self._subnet = self._free_subnet()
         self.scheduler_host = f"{self._subnet}.1"
-        try:
+        with ExitStack() as unfinished:
+            unfinished.callback(self.close)
             _ip("netns", "add", self._router)
             _ip("link", "add", self._uplink, "type", "veth", "peer", "name", "uplink", "netns", self._router)  # fmt: skip # noqa: E501
             _ip("addr", "add", f"{self._subnet}.1/30", "dev", self._uplink)
@@ -256,9 +257,7 @@ class NamespaceNetwork:
             _ip("route", "add", f"{self._subnet}.0/24", "via", f"{self._subnet}.2")
             forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
             _ip("netns", "exec", self._router, "sh", "-c", forward)
-        except BaseException:
-            self.close()
-            raise
+            unfinished.pop_all()
 
     def join(self, machine: int, scheduler: str, heartbeat_port: int) -> Place:
         if machine >= _MOST_MACHINES:
