@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -115,9 +116,12 @@ class Roster:
         }
 
     async def _ask(self, worker: str) -> Any:
-        # Not a function of ours: where the package is missing, that could not be unpickled.
+        # Not a function of ours: where the package is missing, that could not be unpickled. In a
+        # thread: a newcomer imports for seconds, and its event loop would be silent meanwhile.
         code = "__import__('dask_dml').__version__"
-        answer = await self._client.run(eval, code, workers=[worker], on_error="return")
+        answer = await self._client.run(
+            asyncio.to_thread, eval, code, workers=[worker], on_error="return"
+        )
         return answer.get(worker)
 
 

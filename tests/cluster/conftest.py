@@ -165,15 +165,17 @@ def same_bits() -> Callable[[Any, Any], None]:
 
 
 class OnRound:
-    """A callback that does something once, after a given round."""
+    """A callback that does something once, after a given round; `busy` had blocks in that one."""
 
     def __init__(self, number: int, action: Callable[[], object]) -> None:
         self.number = number
         self.action = action
         self.done = False
+        self.busy: list[str] = []
 
     def __call__(self, event: Any) -> None:
         if isinstance(event, RoundEnded) and event.round == self.number:
+            self.busy = sorted(event.result.busy_s)
             self.action()
             self.done = True
 
