@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,10 @@ import psutil
 
 from dask_dml.errors import ClusterError
 from dask_dml.faults.chaos import signals
+
+# Long enough for a gigabyte of memory to be given back on a loaded machine.
+_DYING_S = 30.0
+_LOOK_S = 0.01
 
 
 class Child:
@@ -106,10 +111,26 @@ class Child:
         return found
 
     def end(self) -> None:
-        """Kill its whole session."""
+        """Kill its whole session, and return when none of it runs.
+
+        Raises
+        ------
+        ClusterError
+            If a process does not die, since the system waits for something in its place.
+        """
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # The leader's children die by the same signal, but not at the same moment.
+        deadline_s = time.monotonic() + _DYING_S
+        while left := self.members():
+            if time.monotonic() > deadline_s:
+                pids = ", ".join(str(process.pid) for process in left)
+                raise ClusterError(
+                    f"processes of {self.name} run {_DYING_S:g} s after SIGKILL: {pids}; "
+                    "see whether their disk or network file system answers"
+                )
+            time.sleep(_LOOK_S)
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
