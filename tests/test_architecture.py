@@ -44,7 +44,7 @@ MODELS = f"{ENGINE} estimator linear_model top"
 ROOMS = {
     "errors": room("", set()),
     "version": room("", set()),
-    "objective": room("errors", NUMERIC | {"threadpoolctl"}),
+    "objective": room("errors", NUMERIC | {"numba", "threadpoolctl"}),
     "solvers": room("errors objective", NUMERIC),
     "data.layout": room("errors", {"numpy"}),
     "data.inputs": room("errors data.layout", FRAMES),
@@ -168,11 +168,21 @@ def test_rooms_build_on_rooms_below_them_only():
             "distributed",
             {"runtime", "report", "faults.chaos", "demo", "commands", "fault_commands"},
         ),
-        ("numba", set()),
+        ("numba", {"objective"}),
     ],
 )
 def test_a_guarded_package_has_its_rooms_only(package, rooms):
     assert {name for name, allowed in ROOMS.items() if package in allowed.packages} == rooms
+
+
+def test_numba_is_imported_in_one_module():
+    importing = [
+        module
+        for module, path in MODULES.items()
+        for target, _ in imports_of(module, ast.parse(path.read_text(encoding="utf-8")), False)
+        if target.split(".")[0] == "numba"
+    ]
+    assert set(importing) == {"dask_dml.objective.kernels"}
 
 
 @pytest.mark.parametrize(

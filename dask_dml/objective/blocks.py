@@ -113,10 +113,68 @@ def block_statistics(
     -------
     Statistics
     """
-    n_outputs, n_terms = request.theta.shape
     if weight is not None:
         # Arrays from the wire need not be aligned, and then a dot product has other bits.
         weight = np.require(weight, np.float64, ["C", "A"])
+    from dask_dml.objective import kernels
+
+    code = kernels.code_of(request.loss)
+    is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
+    if code is None or not is_narrow:
+        return reference_statistics(request, X, target, weight)
+    return _compiled_statistics(code, request, X, target, weight)
+
+
+def _compiled_statistics(
+    code: int,
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+) -> Statistics:
+    from dask_dml.objective import kernels
+
+    n_rows, n_terms = X.shape[0], request.theta.shape[1]
+    values = np.require(target, np.float64, ["C", "A"])
+    theta = np.ascontiguousarray(request.theta[0])
+    loss_sum, gradient = np.zeros(1), np.zeros(n_terms)
+    gram = np.zeros((n_terms, n_terms)) if request.order == 2 else None
+    for start, piece in _pieces(X, kernels.subblock_rows(n_terms)):
+        rows = slice(start, start + len(piece))
+        w = None if weight is None else weight[rows]
+        kernels.add_sums(
+            code, piece, theta, request.center, values[rows], w, loss_sum, gradient, gram
+        )
+    if gram is not None:
+        gram = np.triu(gram) + np.triu(gram, 1).T
+    return Statistics(n_rows, float(loss_sum[0]), gradient[None], gram)
+
+
+def _pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
+    """The rows in C order, as float32 or float64, and where they start: whole where they are so."""
+    n_rows, n_columns = X.shape
+    if isinstance(X, np.ndarray) and X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:
+        yield 0, X
+        return
+    dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize == 4 else np.float64
+    rows = -(-_SCRATCH_BYTES // (8 * max(n_columns, 1)) // multiple) * multiple
+    rows = max(rows, multiple)
+    dense = _dense_rows(X)
+    for start in range(0, n_rows, rows):
+        yield start, np.ascontiguousarray(dense(start, min(start + rows, n_rows)), dtype=dtype)
+
+
+def reference_statistics(
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+) -> Statistics:
+    """The sums of `block_statistics` by NumPy: what the compiled ones are tested against.
+
+    For losses of several outputs and for wide Gram matrices it is also what is used.
+    """
+    n_outputs, n_terms = request.theta.shape
     loss_sum = 0.0
     gradient = np.zeros((n_outputs, n_terms))
     gram = np.zeros((n_outputs * n_terms,) * 2) if request.order == 2 else None
