@@ -37,7 +37,15 @@ from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.sample import sample_share, start_from_sample
-from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, Solver
+from dask_dml.solvers import (
+    LBFGS,
+    Goal,
+    GradientDescent,
+    Newton,
+    Relay,
+    Solver,
+    SubsampledNewton,
+)
 from dask_dml.solvers.core import CONVERGED
 from dask_dml.version import __version__
 
@@ -50,6 +58,8 @@ SOLVERS = ("auto", "newton", "lbfgs", "gd")
 # a gradient by a factor that grows with the columns, and for several classes with their number too.
 _NEWTON_COORDINATES = 1200
 _NEWTON_COORDINATES_CLASSES = 300
+# Coordinates from which a Hessian of all rows costs more than several gradients.
+_WIDE = 150
 # Coordinates up to which one Hessian is formed to certify what a gradient method found.
 _CERTIFIED_COORDINATES = 2000
 # How much closer a gradient method goes by its own estimate where nothing certifies its result.
@@ -340,11 +350,16 @@ class LinearEstimator(BaseEstimator):
         d = problem.n_coordinates
         goal = Goal.of(problem, self.tol, self.max_iter)
         name = self.solver
+        newton = Newton(goal)
+        n_rows = problem.survey.n_rows
+        is_curved = problem.loss.self_concordance > 0.0
+        if name == "auto" and is_curved and _WIDE <= d <= min(_CERTIFIED_COORDINATES, n_rows / 20):
+            samples = SubsampledNewton(goal, n_rows, problem.n_terms, 0.1 * self.tol)
+            return Relay(samples, newton)
         if name == "auto":
             several = problem.loss.n_outputs > 1
             limit = _NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES
             name = "newton" if d <= limit else "lbfgs"
-        newton = Newton(goal)
         if name == "newton":
             return newton
         descent = LBFGS if name == "lbfgs" else GradientDescent

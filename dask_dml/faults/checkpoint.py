@@ -171,6 +171,8 @@ class Progress(Generic[S]):
         Passes over the full data so far.
     point : ndarray of shape (d,)
         The last point that was evaluated.
+    share : float
+        Of the rows it was evaluated on.
     value : float
         Objective there.
     gradient : ndarray of shape (d,)
@@ -180,6 +182,7 @@ class Progress(Generic[S]):
     n_rounds: int
     passes: float
     point: Array
+    share: float
     value: float
     gradient: Array
 
@@ -313,6 +316,7 @@ class CheckpointKeeper:
             int(record["n_rounds"]),
             float(record["passes"]),
             found.numbers["last/point"],
+            float(record["share"]),
             float(record["value"]),
             found.numbers["last/gradient"],
         )
@@ -459,6 +463,7 @@ class CheckpointKeeper:
         record = {
             "numbers": [[name, a.dtype.str, a.shape] for name, a in numbers.items()],
             "reasons": state_reasons(progress.state),
+            "share": progress.share,
             "value": progress.value,
             "n_rounds": progress.n_rounds,
             "passes": progress.passes,

@@ -9,15 +9,17 @@ float64. Sums, never means: blocks add up.
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
+from scipy.linalg.blas import dsyrk
 from threadpoolctl import ThreadpoolController
 
 from dask_dml.objective.losses import Array, Loss
@@ -27,6 +29,7 @@ BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_ma
 _SCRATCH_BYTES = 2 * 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
+_SAMPLE_SEED = 20151
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,15 @@ class Request:
         Subtracted from the columns.
     order : {1, 2}
         1: loss and gradient. 2: the Gram matrix too.
+    share : float
+        Share of a block's rows to look at; sums stand for all of them.
     """
 
     loss: Loss
     theta: Array
     center: Array
     order: int
+    share: float = 1.0
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +122,8 @@ def block_statistics(
     if weight is not None:
         # Arrays from the wire need not be aligned, and then a dot product has other bits.
         weight = np.require(weight, np.float64, ["C", "A"])
+    if request.share < 1.0:
+        return _sampled_statistics(request, X, target, weight)
     from dask_dml.objective import kernels
 
     code = kernels.code_of(request.loss)
@@ -123,6 +131,41 @@ def block_statistics(
     if code is None or not is_narrow:
         return reference_statistics(request, X, target, weight)
     return _compiled_statistics(code, request, X, target, weight)
+
+
+def _sampled_statistics(
+    request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+) -> Statistics:
+    """Sums over a sample of the rows, times what it stands for."""
+    n_rows = X.shape[0]
+    drawn = drawn_rows(n_rows, request.share)
+    whole = replace(request, share=1.0)
+    sums = block_statistics(
+        whole, X[drawn], target[drawn], None if weight is None else weight[drawn]
+    )
+    factor = n_rows / max(len(drawn), 1)
+    gram = None if sums.gram is None else factor * sums.gram
+    return Statistics(n_rows, factor * sums.loss, factor * sums.gradient, gram)
+
+
+def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
+    """A random sample of row numbers, in order: one of each of equal strata.
+
+    Parameters
+    ----------
+    n_rows : int
+    share : float
+        In (0, 1].
+
+    Returns
+    -------
+    ndarray of shape (ceil(share * n_rows),)
+        The same ones each time.
+    """
+    n_drawn = math.ceil(share * n_rows)
+    edges = np.arange(n_drawn + 1) * n_rows // max(n_drawn, 1)
+    within = np.random.default_rng(_SAMPLE_SEED).random(n_drawn)
+    return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
 
 
 def _compiled_statistics(
@@ -198,6 +241,8 @@ def reference_statistics(
             if gram is not None and weighted_gram is not None and curvature is not None:
                 weighted_gram.add_to(gram, design, curvature, coupling)
             start = stop
+    if gram is not None and n_outputs == 1:
+        gram = np.tril(gram) + np.tril(gram, -1).T
     return Statistics(start, loss_sum, gradient, gram)
 
 
@@ -213,6 +258,9 @@ class _WeightedGram:
         self._scaled = np.empty((scratch_rows(n_terms), n_terms)) if n_outputs > 1 else None
 
     def add_to(self, gram: Array, design: Array, curvature: Array, coupling: Array | None) -> None:
+        if coupling is None and len(gram) == self.n_terms:
+            self._add_one(gram, design, curvature)
+            return
         if coupling is None:
             for k in range(curvature.shape[1]):
                 gram[self._own(k), self._own(k)] += self._weighted(design, curvature[:, k])
@@ -226,6 +274,11 @@ class _WeightedGram:
                 gram[self._own(j), self._own(j)] += pair
                 gram[self._own(k), self._own(j)] -= pair
                 gram[self._own(j), self._own(k)] -= pair
+
+    def _add_one(self, gram: Array, design: Array, curvature: Array) -> None:
+        # BLAS adds to one triangle where it is, which spares passes over a large matrix.
+        np.multiply(design, np.sqrt(curvature), out=design)
+        dsyrk(1.0, design.T, beta=1.0, c=gram.T, overwrite_c=True)
 
     def _own(self, output: int) -> slice:
         return slice(output * self.n_terms, (output + 1) * self.n_terms)

@@ -226,14 +226,13 @@ def minimise(
     if keeper is not None and (progress := keeper.restored(solver)) is not None:
         survey = _verified(problem, executor, run, survey, keeper, progress)
         state, n_rounds = progress.state, progress.n_rounds
-        # Those of the run before, and one for the check; `n_rounds` are among them.
-        passes += progress.passes + 1.0 - n_rounds
+        passes += progress.passes + progress.share
     emit(FitStarted(run, survey, n_rounds))
     while not state.reason:
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
             ask = solver.ask(state)
-            request = problem.request(ask.point, ask.order)
+            request = problem.request(ask.point, ask.order, ask.share)
         result = executor.evaluate(request)
         with single_threaded_blas():
             evaluation = problem.evaluation(ask.point, result.total)
@@ -246,13 +245,15 @@ def minimise(
                 )
             state = solver.tell(state, evaluation)
         n_rounds += 1
+        passes += ask.share
         if keeper is not None:
             keeper.note(
                 Progress(
                     state,
                     n_rounds,
-                    passes + n_rounds,
+                    passes,
                     ask.point,
+                    ask.share,
                     evaluation.value,
                     evaluation.gradient,
                 )
@@ -265,14 +266,14 @@ def minimise(
                 objective=evaluation.value,
                 gap=state.gap,
                 n_iter=state.n_iter,
-                passes=passes + n_rounds,
+                passes=passes,
                 result=result,
             )
         )
         if keeper is not None:
             keeper.write_if_due()
     emit(FitEnded(run, state.reason, state.gap))
-    return Outcome(state, passes + n_rounds)
+    return Outcome(state, passes)
 
 
 def _verified(
@@ -284,7 +285,7 @@ def _verified(
     progress: Progress[S],
 ) -> RoundResult[Survey]:
     """Evaluate a checkpoint's last point again; the survey, with what happened meanwhile."""
-    result = executor.evaluate(problem.request(progress.point, 1))
+    result = executor.evaluate(problem.request(progress.point, 1, progress.share))
     with single_threaded_blas():
         evaluation = problem.evaluation(progress.point, result.total)
     cost_s = survey.seconds + result.seconds

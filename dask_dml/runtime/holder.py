@@ -84,6 +84,8 @@ class HeldRequest:
         Of theta.
     parameters_nbytes : int
         Bytes of theta and center.
+    share : float
+        Of the rows to look at.
     """
 
     holder: HolderAddress
@@ -92,6 +94,7 @@ class HeldRequest:
     order: int
     shape: tuple[int, int]
     parameters_nbytes: int
+    share: float
 
     def pull(self) -> Request:
         """Get the request; called in a task.
@@ -113,7 +116,7 @@ class HeldRequest:
             loop, plugin.pull, self.holder, self.version, self.parameters_nbytes
         )
         theta, center = values.arrays["theta"], values.arrays["center"]
-        return Request(self.loss, theta.reshape(self.shape), center, self.order)
+        return Request(self.loss, theta.reshape(self.shape), center, self.order, self.share)
 
     def push(
         self, blocks: Sequence[int], attempt: int, nodes: Iterable[tuple[Node, Statistics]]
@@ -241,7 +244,13 @@ class HolderClient:
             nbytes = sum(array.nbytes for array in arrays.values())
             address = HolderAddress(self._run, self._plugin, self._places)
             return HeldRequest(
-                address, version, request.loss, request.order, request.theta.shape, nbytes
+                address,
+                version,
+                request.loss,
+                request.order,
+                request.theta.shape,
+                nbytes,
+                request.share,
             )
         raise HolderLostError(
             f"round {version} of run {self._run} could not be published: the hosts of its holder "

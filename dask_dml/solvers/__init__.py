@@ -5,6 +5,7 @@ from dask_dml.solvers.first_order import GradientDescent
 from dask_dml.solvers.lbfgs import LBFGS
 from dask_dml.solvers.newton import Newton
 from dask_dml.solvers.relay import Relay
+from dask_dml.solvers.subsampled import SubsampledNewton
 
 __all__ = [
     "LBFGS",
@@ -16,4 +17,5 @@ __all__ = [
     "Solver",
     "SolverState",
     "StoredState",
+    "SubsampledNewton",
 ]

@@ -38,10 +38,13 @@ class Ask(NamedTuple):
     point : ndarray of shape (d,)
     order : {1, 2}
         1: value and gradient. 2: the Hessian too.
+    share : float
+        Share of the rows to look at, drawn at random.
     """
 
     point: Array
     order: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

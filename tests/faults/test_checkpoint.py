@@ -608,7 +608,7 @@ def keeper(tmp_path, clock, **every):
 def progress(n_rounds, reason=""):
     point = np.array([1.0, 2.0])
     state = NewtonState(point, 3.0, np.nan, n_rounds, reason, point, -1.0, 1.0)
-    return Progress(state, n_rounds, 1.0 + n_rounds, point, 3.0, point)
+    return Progress(state, n_rounds, 1.0 + n_rounds, point, 1.0, 3.0, point)
 
 
 def written(tmp_path, clock, rounds_s, **every):

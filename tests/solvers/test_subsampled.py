@@ -1,0 +1,105 @@
+"""Growing samples: few passes, the optimum of all rows, a state that is plain data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression as Reference
+
+from dask_dml.linear_model import LogisticRegression
+from dask_dml.objective import LogisticLoss, MultinomialLoss, Request, block_statistics
+from dask_dml.objective.blocks import drawn_rows
+from dask_dml.solvers import Goal, SubsampledNewton
+from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
+
+
+def made(n, p, deviation=2.0, n_classes=2, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, p)).astype(np.float32)
+    scores = X @ rng.normal(size=(p, n_classes)) * (deviation / np.sqrt(p))
+    return X, (scores + rng.gumbel(size=scores.shape)).argmax(axis=1)
+
+
+@given(n=st.integers(1, 5000), share=st.floats(1e-4, 1.0))
+def test_a_draw_has_its_share_of_the_rows_each_once(n, share):
+    rows = drawn_rows(n, share)
+    assert len(rows) == np.ceil(share * n)
+    assert np.all(np.diff(rows) > 0)
+    assert rows[0] >= 0
+    assert rows[-1] < n
+
+
+@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)])
+def test_sums_of_a_sample_stand_for_all_rows(loss):
+    X, y = made(40_000, 6, n_classes=max(loss.n_outputs, 2))
+    theta = 0.1 * np.ones((loss.n_outputs, 7))
+    whole = block_statistics(Request(loss, theta, np.zeros(6), 2), X, y, None)
+    part = block_statistics(Request(loss, theta, np.zeros(6), 2, 0.25), X, y, None)
+    assert part.n_rows == whole.n_rows
+    np.testing.assert_allclose(part.loss, whole.loss, rtol=0.05)
+    scale = np.abs(whole.gram).max()
+    np.testing.assert_allclose(part.gram, whole.gram, atol=0.05 * scale)
+
+
+@pytest.mark.parametrize("deviation", [2.0, 20.0])
+def test_wide_data_takes_few_passes_to_the_optimum(deviation):
+    X, y = made(12_000, 200, deviation)
+    model = LogisticRegression().fit(X, y)
+    assert model.gap_ <= 1e-8
+    full = model.history_["passes"].iloc[-1]
+    assert model.n_passes_ == full
+    assert set(model.history_["order"]) == {1, 2}
+    # One round alone forms the Hessian of all rows: that which certifies the result.
+    spent = np.diff(model.history_["passes"], prepend=1.0)
+    assert np.sum((model.history_["order"] == 2) & (spent == 1.0)) <= 2
+    reference = Reference(solver="newton-cholesky", tol=1e-12, max_iter=200)
+    reference.fit(X.astype(np.float64), y)
+    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-4, atol=1e-5)
+
+
+def goal():
+    return Goal(1e-8, 100, 1.0, np.ones(3), 0.0)
+
+
+def test_a_sample_has_rows_enough_for_its_coordinates():
+    assert SubsampledNewton(goal(), 1_000_000, 100, 1e-9).shares[0] == 0.1
+    assert SubsampledNewton(goal(), 100_000, 1001, 1e-9).shares[0] == pytest.approx(0.2002)
+    assert SubsampledNewton(goal(), 1_000, 1001, 1e-9).shares == (1.0,)
+
+
+class Quadratic:
+    """``(x - x0)^T A (x - x0) / 2 + 1``, whose samples have another optimum."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        root = rng.normal(size=(8, 4))
+        self.matrix, self.optimum = root.T @ root + np.eye(4), rng.normal(size=4)
+        self.shift = rng.normal(size=4)
+
+    def __call__(self, ask):
+        from dask_dml.objective.problem import Evaluation
+
+        away = ask.point - self.optimum - 0.01 * (1.0 - ask.share) * self.shift
+        matrix = self.matrix * (1.0 + 0.1 * (1.0 - ask.share))
+        gradient = matrix @ away
+        hessian = matrix if ask.order == 2 else None
+        return Evaluation(1.0 + 0.5 * float(away @ gradient), gradient, hessian)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), stored_at=st.integers(0, 12))
+def test_it_ends_at_the_optimum_of_all_and_may_be_stored_at_any_round(seed, stored_at):
+    objective = Quadratic(seed)
+    solver = SubsampledNewton(goal(), 100_000, 4, 1e-12)
+    state = solver.start(np.zeros(4))
+    rounds = 0
+    while not state.reason and rounds < 100:
+        if rounds == stored_at:
+            arrays = {name: np.array(a) for name, a in state_arrays(state).items()}
+            state = solver.restore(StoredState(arrays, state_reasons(state)))
+        state = solver.tell(state, objective(solver.ask(state)))
+        rounds += 1
+    assert state.reason == "converged"
+    np.testing.assert_allclose(state.point, objective.optimum, atol=1e-5)
