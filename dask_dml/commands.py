@@ -29,7 +29,14 @@ from dask_dml.data import Dataset, ingest, open_dataset
 from dask_dml.data.store import check_free, find_place, load_arrays
 from dask_dml.errors import DaskDMLError, StoreExistsError, StoreFormatError
 from dask_dml.estimator import SOLVERS, LinearEstimator
-from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge, load_model
+from dask_dml.linear_model import (
+    GammaRegressor,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    load_model,
+)
 from dask_dml.report.metrics import ClassificationMetrics, RegressionMetrics
 from dask_dml.report.predictions import WRITERS, prediction_frame, write_frames
 from dask_dml.runtime import Event, FitEnded, FitStarted, RoundEnded
@@ -50,6 +57,8 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
     "logistic-regression": LogisticRegression,
     "linear-regression": LinearRegression,
     "ridge": Ridge,
+    "poisson-regression": PoissonRegressor,
+    "gamma-regression": GammaRegressor,
 }
 COLUMNS_SHOWN = 30
 NAMES_SHOWN = 10

@@ -9,12 +9,29 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import dask_dml as dml
 from dask_dml.errors import DataError, IncompatibleError
-from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
+from dask_dml.linear_model import (
+    GammaRegressor,
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    TweedieRegressor,
+)
 
 LOCAL = dml.Runtime(client="local")
 
 
-@parametrize_with_checks([LogisticRegression(), LinearRegression(), Ridge()])
+@parametrize_with_checks(
+    [
+        LogisticRegression(),
+        LinearRegression(),
+        Ridge(),
+        PoissonRegressor(),
+        GammaRegressor(),
+        TweedieRegressor(power=1.5),
+        TweedieRegressor(),
+    ]
+)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 

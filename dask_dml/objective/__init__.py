@@ -1,17 +1,27 @@
 """What is minimised: losses, penalties, and the sums that one block of rows contributes."""
 
 from dask_dml.objective.blocks import Request, Statistics, block_statistics
-from dask_dml.objective.losses import LogisticLoss, Loss, MultinomialLoss, SquaredLoss
+from dask_dml.objective.losses import (
+    GammaLoss,
+    LogisticLoss,
+    Loss,
+    MultinomialLoss,
+    PoissonLoss,
+    SquaredLoss,
+    TweedieLoss,
+)
 from dask_dml.objective.penalties import L2Penalty
 from dask_dml.objective.problem import Problem
 from dask_dml.objective.summation import TreeSum
 from dask_dml.objective.survey import Survey, TargetKind, survey_block
 
 __all__ = [
+    "GammaLoss",
     "L2Penalty",
     "LogisticLoss",
     "Loss",
     "MultinomialLoss",
+    "PoissonLoss",
     "Problem",
     "Request",
     "SquaredLoss",
@@ -19,6 +29,7 @@ __all__ = [
     "Survey",
     "TargetKind",
     "TreeSum",
+    "TweedieLoss",
     "block_statistics",
     "survey_block",
 ]

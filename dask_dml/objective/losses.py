@@ -8,11 +8,11 @@ losses with one output have no ``u``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, log_softmax, logit
+from scipy.special import expit, log_expit, log_softmax, logit, xlogy
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class Loss(Protocol):
     n_outputs : int
         Number of scores a row, K.
     curvature_bound : float
-        Upper bound of the second derivative's eigenvalues.
+        Upper bound of the second derivative's eigenvalues; inf where there is none.
     self_concordance : float
         Smallest M with ``|D3 f[u, u, v]| <= M |v|_2 D2 f[u, u]`` (generalised self-concordance,
         Bach 2010; Sun & Tran-Dinh 2019); 0 for quadratic losses.
@@ -71,6 +71,10 @@ class Loss(Protocol):
 
         `mean` is the weighted mean of the target, or the shares of the classes.
         """
+        ...
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound of the curvature, or where there is none its mean at the best constant."""
         ...
 
 
@@ -99,6 +103,10 @@ class LogisticLoss:
         tail += np.maximum(wrong, 0.0, out=wrong)
         curvature = np.multiply(near, far, out=far) if order == 2 else None
         return LossTerms(tail[:, 0], residual, curvature, None)
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound
 
     def best_constant(self, mean: Array) -> Array:
         """Log odds of class 1."""
@@ -146,6 +154,10 @@ class MultinomialLoss:
             return LossTerms(loss, residual, shifted, shifted)
         return LossTerms(loss, residual, None, None)
 
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound
+
     def best_constant(self, mean: Array) -> Array:
         """Logarithms of the class shares, centred; finite for classes without a share."""
         log_share = np.log(np.maximum(mean, np.exp(-30.0)))
@@ -177,6 +189,124 @@ class SquaredLoss:
         curvature = np.ones_like(residual) if order == 2 else None
         return LossTerms(loss, residual, curvature, None)
 
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound
+
     def best_constant(self, mean: Array) -> Array:
         """The mean itself."""
         return mean
+
+    def half_deviance(self, target: Any, mean: Any) -> Any:
+        """Half the squared difference of targets and means, NumPy or dask arrays."""
+        return 0.5 * (target - mean) ** 2
+
+
+# Beyond, exponentials would overflow; a trial point there is refused by its objective.
+_LARGEST_SCORE = 700.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoissonLoss:
+    """Half the unit deviance of counts, with scores log(mean): ``exp(z) - y z + y log(y) - y``."""
+
+    n_outputs: int = 1
+    curvature_bound: float = np.inf
+    self_concordance: float = 1.0
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        z = np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
+        y = target.astype(np.float64, copy=False)
+        mean = np.exp(z)
+        loss = mean[:, 0] - y * z[:, 0] + (xlogy(y, y) - y)
+        return LossTerms(loss, mean - y[:, None], mean if order == 2 else None, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Logarithm of the mean."""
+        return np.log(mean)
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The mean: the variance of counts."""
+        return float(mean[0])
+
+    def half_deviance(self, target: Any, mean: Any) -> Any:
+        """Half the unit deviances of targets and means, NumPy or dask arrays."""
+        return mean - target + xlogy(target, target) - target * np.log(mean)
+
+
+@dataclass(frozen=True, slots=True)
+class GammaLoss:
+    """Half the unit deviance of gamma variables: ``z + y exp(-z) - log(y) - 1``, z = log(mean)."""
+
+    n_outputs: int = 1
+    curvature_bound: float = np.inf
+    self_concordance: float = 1.0
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        z = np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
+        y = target.astype(np.float64, copy=False)
+        ratio = y[:, None] * np.exp(-z)
+        loss = ratio[:, 0] - 1.0 + (z[:, 0] - np.log(y))
+        return LossTerms(loss, 1.0 - ratio, ratio if order == 2 else None, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Logarithm of the mean."""
+        return np.log(mean)
+
+    def typical_curvature(self, mean: Array) -> float:
+        """1, whatever the mean."""
+        return float(np.ones_like(mean)[0])
+
+    def half_deviance(self, target: Any, mean: Any) -> Any:
+        """Half the unit deviances of targets and means, NumPy or dask arrays."""
+        ratio = target / mean
+        return ratio - 1.0 - np.log(ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class TweedieLoss:
+    r"""Half the unit deviance of a Tweedie distribution of power 1 to 2, with z = log(mean).
+
+    ``exp((2 - p) z) / (2 - p) + y exp((1 - p) z) / (p - 1) - y^(2 - p) / ((p - 1) (2 - p))``;
+    both exponentials have positive factors, so that it is convex.
+    """
+
+    power: float
+    n_outputs: int = 1
+    curvature_bound: float = np.inf
+    shift_invariant: bool = False
+
+    @property
+    def self_concordance(self) -> float:
+        """The larger of the exponents."""
+        return max(2.0 - self.power, self.power - 1.0)
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        p = self.power
+        z = np.clip(scores, -_LARGEST_SCORE, _LARGEST_SCORE)
+        y = target.astype(np.float64, copy=False)
+        up = np.exp((2.0 - p) * z)
+        down = y[:, None] * np.exp((1.0 - p) * z)
+        best = y ** (2.0 - p) / ((p - 1.0) * (2.0 - p))
+        loss = up[:, 0] / (2.0 - p) + down[:, 0] / (p - 1.0) - best
+        curvature = (2.0 - p) * up + (p - 1.0) * down if order == 2 else None
+        return LossTerms(loss, up - down, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Logarithm of the mean."""
+        return np.log(mean)
+
+    def typical_curvature(self, mean: Array) -> float:
+        """Mean second derivative at the constant."""
+        return float(mean[0] ** (2.0 - self.power))
+
+    def half_deviance(self, target: Any, mean: Any) -> Any:
+        """Half the unit deviances of targets and means, NumPy or dask arrays."""
+        p = self.power
+        best = target ** (2.0 - p) / ((p - 1.0) * (2.0 - p))
+        return mean ** (2.0 - p) / (2.0 - p) + target * mean ** (1.0 - p) / (p - 1.0) - best

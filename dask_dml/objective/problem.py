@@ -75,7 +75,7 @@ class Problem:
             spread = variance * self.survey.weight
         if self.isotropic:
             spread[:] = spread.mean()
-        steepness = self.multiplier * self.loss.curvature_bound
+        steepness = self.multiplier * self.loss.typical_curvature(self._target_mean)
         metric = steepness * spread + self.penalty.strength
         if self.fit_intercept:
             metric = np.append(metric, steepness * self.survey.weight)
@@ -92,6 +92,14 @@ class Problem:
         """Length d of the solver's vector: K * q."""
         return self.loss.n_outputs * self.n_terms
 
+    @property
+    def _target_mean(self) -> Array:
+        """Shares of the classes, or the mean of the target."""
+        survey = self.survey
+        if len(survey.classes):
+            return survey.class_weight / survey.weight
+        return np.array([survey.target_moment1 / survey.weight])
+
     def _theta(self, point: Array) -> Array:
         return point.reshape(self.loss.n_outputs, self.n_terms) / self.scale
 
@@ -102,14 +110,9 @@ class Problem:
         """The point of the best constant model: no coefficients, and its intercept."""
         theta = np.zeros((self.loss.n_outputs, self.n_terms))
         if self.fit_intercept:
-            survey = self.survey
-            if len(survey.classes):
-                mean = survey.class_weight / survey.weight
-            else:
-                mean = np.array([survey.target_moment1 / survey.weight])
             with np.errstate(divide="ignore"):
-                constant = self.loss.best_constant(mean)
-            theta[:, -1] = np.clip(constant, -30.0, 30.0) if len(survey.classes) else constant
+                constant = self.loss.best_constant(self._target_mean)
+            theta[:, -1] = np.clip(constant, -30.0, 30.0) if len(self.survey.classes) else constant
         return (theta * self.scale).ravel()
 
     def point(self, coef: Array, intercept: Array) -> Array:

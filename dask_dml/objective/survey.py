@@ -56,6 +56,8 @@ class Survey:
         Rows and weight of each label.
     target_moment1, target_moment2 : float
         Weighted sums of the target and of its squares; 0 for labels.
+    lowest_target : (float, int, int)
+        The least target, the block it is in, and its row there; inf for labels.
     sample : tuple of SampledRows
         Rows of each block, in block order; empty when none were asked for.
     """
@@ -71,6 +73,7 @@ class Survey:
     class_weight: Array
     target_moment1: float
     target_moment2: float
+    lowest_target: tuple[float, int, int] = (math.inf, -1, -1)
     sample: tuple[SampledRows, ...] = ()
 
     def __add__(self, other: Self) -> Self:
@@ -94,6 +97,7 @@ class Survey:
             spread(self.class_weight, other.class_weight),
             self.target_moment1 + other.target_moment1,
             self.target_moment2 + other.target_moment2,
+            min(self.lowest_target, other.lowest_target),
             self.sample + other.sample,
         )
 
@@ -173,6 +177,7 @@ def survey_block(
     if sample_weight is not None:
         weight = np.require(sample_weight, np.float64, ["C", "A"])
         _check_weight(weight, block)
+    lowest = (math.inf, block, -1)
     moment1, moment2, lower, upper = _column_moments(X, weight, feature_names, block)
     if kind is TargetKind.CLASSES:
         classes, class_rows, class_weight = _class_sums(y, weight, block)
@@ -180,6 +185,9 @@ def survey_block(
     else:
         classes, class_rows, class_weight = np.empty(0), np.empty(0), np.empty(0)
         target1, target2 = _target_moments(y, weight, block)
+        if n_rows:
+            row = int(np.argmin(y))
+            lowest = (float(y[row]), block, row)
     sample: tuple[SampledRows, ...] = ()
     if sample_share > 0.0:
         generator = np.random.default_rng((_SAMPLE_SEED, block))
@@ -198,6 +206,7 @@ def survey_block(
         class_weight,
         target1,
         target2,
+        lowest,
         sample,
     )
 

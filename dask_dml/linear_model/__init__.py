@@ -1,0 +1,16 @@
+"""Linear models: scikit-learn's names and objectives, on data of any size."""
+
+from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
+from dask_dml.linear_model.least_squares import LinearRegression, Ridge
+from dask_dml.linear_model.logistic import LogisticRegression
+from dask_dml.linear_model.models import load_model
+
+__all__ = [
+    "GammaRegressor",
+    "LinearRegression",
+    "LogisticRegression",
+    "PoissonRegressor",
+    "Ridge",
+    "TweedieRegressor",
+    "load_model",
+]
