@@ -42,6 +42,7 @@ from dask_dml.solvers import (
     Goal,
     GradientDescent,
     Newton,
+    ProximalNewton,
     Relay,
     Solver,
     SubsampledNewton,
@@ -191,7 +192,9 @@ class LinearEstimator(BaseEstimator):
         executor.encode(setting.encoder)
         start, passes = setting.start, 1.0
         is_warm = self._is_warm()
-        if is_fresh and share and setting.problem.loss.self_concordance and not is_warm:
+        is_smooth = setting.problem.penalty.absolute == 0.0
+        is_curved = is_smooth and setting.problem.loss.self_concordance > 0.0
+        if is_fresh and share and is_curved and not is_warm:
             start, spent = start_from_sample(setting.problem, setting.encoder, survey)
             passes += spent
         solver = self._solver(setting.problem)
@@ -349,6 +352,8 @@ class LinearEstimator(BaseEstimator):
     def _solver(self, problem: Problem) -> Solver[Any]:
         d = problem.n_coordinates
         goal = Goal.of(problem, self.tol, self.max_iter)
+        if problem.penalty.absolute > 0.0:
+            return ProximalNewton(goal, problem.absolute_weights)
         name = self.solver
         newton = Newton(goal)
         n_rows = problem.survey.n_rows

@@ -10,7 +10,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import dask_dml as dml
 from dask_dml.errors import DataError, IncompatibleError
 from dask_dml.linear_model import (
+    ElasticNet,
     GammaRegressor,
+    Lasso,
     LinearRegression,
     LogisticRegression,
     PoissonRegressor,
@@ -26,6 +28,8 @@ LOCAL = dml.Runtime(client="local")
         LogisticRegression(),
         LinearRegression(),
         Ridge(),
+        Lasso(),
+        ElasticNet(),
         PoissonRegressor(),
         GammaRegressor(),
         TweedieRegressor(power=1.5),
@@ -358,7 +362,7 @@ def test_classes_without_weight_are_refused(class_weight):
         ({"max_iter": None}, "max_iter=.*>= 1"),
         ({"class_weight": [1.0, 2.0]}, "class_weight=.*dict"),
         ({"solver": "saga"}, "'saga'.*newton, lbfgs, gd"),
-        ({"l1_ratio": 0.5}, r"l1_ratio=0.5, solver='auto'.*use l1_ratio=0"),
+        ({"l1_ratio": 0.5, "solver": "gd"}, r"l1_ratio=0.5, solver='gd'.*proximal"),
         ({"class_weight": "heavy"}, "class_weight=.*'balanced'"),
         ({"class_weight": {0: -1.0}}, r"class_weight=.*>= 0"),
         ({"class_weight": {9: 1.0}}, r"class_weight=.*\[9\]"),
@@ -381,7 +385,7 @@ def test_what_does_not_go_together_is_refused_before_data_is_read():
         def __array__(self, *args, **kwargs):
             raise AssertionError("the data was read")
 
-    for arguments in ({"solver": "saga"}, {"l1_ratio": 1.0}):
+    for arguments in ({"solver": "saga"}, {"l1_ratio": 1.0, "solver": "lbfgs"}):
         with pytest.raises(IncompatibleError):
             LogisticRegression(**arguments).fit(Unread(), Unread())
 

@@ -1,12 +1,15 @@
 """Linear models: scikit-learn's names and objectives, on data of any size."""
 
+from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression
 from dask_dml.linear_model.models import load_model
 
 __all__ = [
+    "ElasticNet",
     "GammaRegressor",
+    "Lasso",
     "LinearRegression",
     "LogisticRegression",
     "PoissonRegressor",

@@ -32,7 +32,7 @@ from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Runtime
 
 
-class _LeastSquares(RegressorMixin, LinearEstimator):
+class LeastSquares(RegressorMixin, LinearEstimator):
     """What the regressors with a squared loss share."""
 
     _target_kind = TargetKind.NUMBERS
@@ -84,7 +84,7 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
         return 1.0 - left / (weight * (y - mean) ** 2).sum()
 
 
-class LinearRegression(_LeastSquares):
+class LinearRegression(LeastSquares):
     """Ordinary least squares.
 
     Minimises ``sum_i s_i * (y_i - x_i coef - intercept)^2``; where that does not determine the
@@ -145,7 +145,7 @@ class LinearRegression(_LeastSquares):
         return L2Penalty(0.0)
 
 
-class Ridge(_LeastSquares):
+class Ridge(LeastSquares):
     """Least squares penalised by the squared norm.
 
     Minimises ``sum_i s_i * (y_i - x_i coef - intercept)^2 + alpha * |coef|^2``; the intercept is

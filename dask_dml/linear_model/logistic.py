@@ -27,6 +27,7 @@ from dask_dml.estimator import (
 from dask_dml.faults.checkpoint import Checkpoint
 from dask_dml.linear_model.scoring import plain_scores, scored
 from dask_dml.objective import (
+    ElasticNetPenalty,
     L2Penalty,
     LogisticLoss,
     MultinomialLoss,
@@ -40,7 +41,7 @@ from dask_dml.runtime import Listener, Runtime
 
 
 class LogisticRegression(ClassifierMixin, LinearEstimator):
-    r"""Logistic regression of two or more classes, penalised by the squared norm.
+    r"""Logistic regression of two or more classes, penalised by the squared norm or elastic net.
 
     Minimises ``C * sum_i s_i * log_loss_i + 0.5 * |coef|^2``, with the weights s_i of the rows
     times those of their classes; the intercept is not penalised. This is scikit-learn's objective.
@@ -50,7 +51,8 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
     C : float
         Inverse strength of the penalty, positive; ``inf`` for none.
     l1_ratio : float
-        Share of the L1 norm in the penalty. Only 0 so far.
+        Share of the L1 norm in the penalty, which then is ``l1_ratio * |coef|_1 + (1 - l1_ratio) *
+        0.5 * |coef|^2``; for two classes.
     tol : float
         Relative gap to reach: (objective - optimum) / objective.
     fit_intercept : bool
@@ -134,10 +136,14 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         super()._check_arguments()
         if not (is_number(self.C) and self.C > 0.0):
             raise ValueError(f"LogisticRegression(C=...) must be a positive number, got {self.C!r}")
-        if self.l1_ratio:
+        if not (is_number(self.l1_ratio) and 0.0 <= self.l1_ratio <= 1.0):
+            raise ValueError(
+                f"LogisticRegression(l1_ratio=...) must be from 0 to 1, got {self.l1_ratio!r}"
+            )
+        if self.l1_ratio and self.solver not in ("auto", "newton"):
             raise IncompatibleError(
-                f"LogisticRegression(l1_ratio={self.l1_ratio!r}, solver={self.solver!r}): no "
-                "solver has the proximal step that an L1 penalty needs; use l1_ratio=0"
+                f"LogisticRegression(l1_ratio={self.l1_ratio!r}, solver={self.solver!r}): this "
+                "solver lacks the proximal step that an L1 penalty needs; use solver='newton'"
             )
         named = isinstance(self.class_weight, str) and self.class_weight == "balanced"
         if not (self.class_weight is None or named or isinstance(self.class_weight, dict)):
@@ -167,9 +173,15 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
                 f"{classes[:10].tolist()}"
             )
         unpenalised = np.isinf(self.C)
+        if self.l1_ratio and not unpenalised and n_classes > 2:
+            raise IncompatibleError(
+                f"LogisticRegression(l1_ratio={self.l1_ratio!r}) and {n_classes} classes do not go "
+                "together: an L1 penalty is for two classes; use l1_ratio=0, or one model a class"
+            )
+        ratio = float(self.l1_ratio)
         problem = Problem(
             loss,
-            L2Penalty(0.0 if unpenalised else 1.0),
+            L2Penalty(0.0) if unpenalised else ElasticNetPenalty(1.0 - ratio, ratio),
             1.0 if unpenalised else float(self.C),
             survey,
             self.fit_intercept,

@@ -10,6 +10,7 @@ from dask_dml.estimator import (
     LinearEstimator,
     plain_value,
 )
+from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression
@@ -20,6 +21,8 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         LogisticRegression,
         LinearRegression,
         Ridge,
+        Lasso,
+        ElasticNet,
         PoissonRegressor,
         GammaRegressor,
         TweedieRegressor,

@@ -10,12 +10,13 @@ from dask_dml.objective.losses import (
     SquaredLoss,
     TweedieLoss,
 )
-from dask_dml.objective.penalties import L2Penalty
+from dask_dml.objective.penalties import ElasticNetPenalty, L2Penalty
 from dask_dml.objective.problem import Problem
 from dask_dml.objective.summation import TreeSum
 from dask_dml.objective.survey import Survey, TargetKind, survey_block
 
 __all__ = [
+    "ElasticNetPenalty",
     "GammaLoss",
     "L2Penalty",
     "LogisticLoss",

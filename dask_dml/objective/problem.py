@@ -14,7 +14,7 @@ import numpy as np
 
 from dask_dml.objective.blocks import Request, Statistics
 from dask_dml.objective.losses import Array, Loss
-from dask_dml.objective.penalties import L2Penalty
+from dask_dml.objective.penalties import Penalty
 from dask_dml.objective.survey import Survey
 
 
@@ -41,7 +41,7 @@ class Problem:
     Parameters
     ----------
     loss : Loss
-    penalty : L2Penalty
+    penalty : Penalty
     multiplier : float
         Factor on the sum of losses (C of a logistic regression).
     survey : Survey
@@ -54,7 +54,7 @@ class Problem:
     """
 
     loss: Loss
-    penalty: L2Penalty
+    penalty: Penalty
     multiplier: float
     survey: Survey
     fit_intercept: bool
@@ -165,6 +165,14 @@ class Problem:
             # have gradients. With a curvature of one along it, solutions have none either.
             hessian[:, terms, :, terms] += 1.0 / n_outputs
         return hessian.reshape(n_outputs * n_terms, -1)
+
+    @property
+    def absolute_weights(self) -> Array:
+        """Weights of the absolute values of the solver's coordinates, shape (d,)."""
+        weights = self.penalty.absolute / self.scale
+        if self.fit_intercept:
+            weights[-1] = 0.0
+        return np.tile(weights, self.loss.n_outputs)
 
     @property
     def row_extent(self) -> Array:
