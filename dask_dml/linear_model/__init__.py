@@ -5,12 +5,15 @@ from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, 
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression
 from dask_dml.linear_model.models import load_model
+from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 __all__ = [
     "ElasticNet",
     "GammaRegressor",
     "Lasso",
     "LinearRegression",
+    "LinearSVC",
+    "LinearSVR",
     "LogisticRegression",
     "PoissonRegressor",
     "Ridge",

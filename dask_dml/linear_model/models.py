@@ -14,6 +14,7 @@ from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression
+from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 ESTIMATORS: dict[str, type[LinearEstimator]] = {
     cls.__name__: cls
@@ -26,6 +27,8 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         PoissonRegressor,
         GammaRegressor,
         TweedieRegressor,
+        LinearSVC,
+        LinearSVR,
     )
 }
 

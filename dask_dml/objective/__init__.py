@@ -7,6 +7,8 @@ from dask_dml.objective.losses import (
     Loss,
     MultinomialLoss,
     PoissonLoss,
+    SquaredEpsilonInsensitiveLoss,
+    SquaredHingeLoss,
     SquaredLoss,
     TweedieLoss,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "PoissonLoss",
     "Problem",
     "Request",
+    "SquaredEpsilonInsensitiveLoss",
+    "SquaredHingeLoss",
     "SquaredLoss",
     "Statistics",
     "Survey",

@@ -310,3 +310,63 @@ class TweedieLoss:
         p = self.power
         best = target ** (2.0 - p) / ((p - 1.0) * (2.0 - p))
         return mean ** (2.0 - p) / (2.0 - p) + target * mean ** (1.0 - p) / (p - 1.0) - best
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredHingeLoss:
+    """``max(0, 1 - y z)^2`` with y = 1 or -1; of K > 2 classes, the sum over each against the rest.
+
+    Its second derivative jumps, so it is not self-concordant.
+    """
+
+    n_outputs: int = 1
+    curvature_bound: float = 2.0
+    self_concordance: float = np.inf
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        y = target.astype(np.intp, copy=False)
+        own = y[:, None] == np.arange(scores.shape[1]) if scores.shape[1] > 1 else y[:, None] == 1
+        sign = np.where(own, 1.0, -1.0)
+        short = np.maximum(1.0 - sign * scores, 0.0)
+        curvature = np.where(short > 0.0, 2.0, 0.0) if order == 2 else None
+        return LossTerms((short * short).sum(axis=1), -2.0 * sign * short, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """Where the derivative is zero: the difference of the shares."""
+        share = mean[1:] if self.n_outputs == 1 else mean
+        return np.asarray(2.0 * share - 1.0)
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredEpsilonInsensitiveLoss:
+    """``max(0, |z - y| - epsilon)^2``.
+
+    Its second derivative jumps, so it is not self-concordant.
+    """
+
+    epsilon: float
+    n_outputs: int = 1
+    curvature_bound: float = 2.0
+    self_concordance: float = np.inf
+    shift_invariant: bool = False
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss."""
+        away = scores - target.astype(np.float64, copy=False)[:, None]
+        beyond = np.maximum(np.abs(away) - self.epsilon, 0.0)
+        curvature = np.where(beyond > 0.0, 2.0, 0.0) if order == 2 else None
+        return LossTerms(beyond[:, 0] ** 2, 2.0 * np.sign(away) * beyond, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """The mean, about."""
+        return mean
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound

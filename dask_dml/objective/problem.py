@@ -48,6 +48,8 @@ class Problem:
         Of all blocks.
     fit_intercept : bool
         Whether there is an intercept; without one columns are not centred.
+    intercept_strength : float
+        Of half the intercept's square in the penalty; where it is not 0, columns are not centred.
     isotropic : bool
         Scale all columns alike, so that the solution of least norm in the solver's coordinates
         is that of least norm in people's.
@@ -59,6 +61,7 @@ class Problem:
     survey: Survey
     fit_intercept: bool
     isotropic: bool = False
+    intercept_strength: float = 0.0
     center: Array = field(init=False, repr=False)
     scale: Array = field(init=False, repr=False)
 
@@ -71,6 +74,7 @@ class Problem:
             # Where the mean is within the spread, centring costs time and gains no accuracy; the
             # solution of least norm is that of columns which are all centred.
             needed = self.isotropic or bool(np.any(mean**2 > variance))
+            needed = needed and self.intercept_strength == 0.0
             center = mean if needed else center
             spread = variance * self.survey.weight
         if self.isotropic:
@@ -78,7 +82,7 @@ class Problem:
         steepness = self.multiplier * self.loss.typical_curvature(self._target_mean)
         metric = steepness * spread + self.penalty.strength
         if self.fit_intercept:
-            metric = np.append(metric, steepness * self.survey.weight)
+            metric = np.append(metric, steepness * self.survey.weight + self.intercept_strength)
         object.__setattr__(self, "center", center)
         object.__setattr__(self, "scale", np.sqrt(np.where(metric > 0.0, metric, 1.0)))
 
@@ -144,6 +148,9 @@ class Problem:
         value = self.multiplier * statistics.loss + self.penalty.value(coef)
         gradient = self.multiplier * statistics.gradient
         self._penalised(gradient)[...] += self.penalty.gradient(coef)
+        if self.intercept_strength:
+            value += 0.5 * self.intercept_strength * float(theta[:, -1] @ theta[:, -1])
+            gradient[:, -1] += self.intercept_strength * theta[:, -1]
         gradient /= self.scale
         hessian = None
         if statistics.gram is not None:
@@ -155,7 +162,7 @@ class Problem:
         hessian = (self.multiplier * gram).reshape(n_outputs, n_terms, n_outputs, n_terms)
         diagonal = np.full(n_terms, self.penalty.strength)
         if self.fit_intercept:
-            diagonal[-1] = 0.0
+            diagonal[-1] = self.intercept_strength
         outputs, terms = np.arange(n_outputs), np.arange(n_terms)
         hessian[outputs[:, None], terms, outputs[:, None], terms] += diagonal
         hessian /= self.scale[:, None, None]
@@ -183,8 +190,9 @@ class Problem:
         return bound / self.scale
 
     @property
-    def strong_convexity(self) -> float:
-        """Lower bound of the Hessian's eigenvalues in the solver's coordinates."""
+    def convexity(self) -> Array:
+        """A diagonal that is below the Hessian in the solver's coordinates, shape (d,)."""
+        diagonal = np.full(self.n_terms, self.penalty.strength)
         if self.fit_intercept:
-            return 0.0
-        return self.penalty.strength / float(self.scale.max()) ** 2
+            diagonal[-1] = self.intercept_strength
+        return np.tile(diagonal / self.scale**2, self.loss.n_outputs)

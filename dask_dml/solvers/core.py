@@ -61,15 +61,15 @@ class Goal:
         Constant of the loss; see `Loss.self_concordance`.
     row_extent : ndarray of shape (q,)
         Bounds of a row's entries, in the solver's coordinates.
-    strong_convexity : float
-        Lower bound of the Hessian's eigenvalues everywhere; 0 when there is none.
+    convexity : ndarray of shape (d,)
+        A diagonal matrix that is below the Hessian everywhere; 0 where there is no such bound.
     """
 
     tol: float
     max_iter: int
     self_concordance: float
     row_extent: Array
-    strong_convexity: float
+    convexity: Array
 
     @classmethod
     def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
@@ -79,7 +79,7 @@ class Goal:
             max_iter,
             problem.loss.self_concordance,
             problem.row_extent,
-            problem.strong_convexity,
+            problem.convexity,
         )
 
 
@@ -248,6 +248,11 @@ def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
     decrement2 = max(float(-(evaluation.gradient @ direction)), 0.0)
     if goal.self_concordance == 0.0:
         return NewtonStep(direction, decrement2, 0.5 * decrement2 + rounding, rounding)
+    if not np.isfinite(goal.self_concordance):
+        # A loss with kinks in its slope: what the penalty alone tells.
+        strong = bool(np.all(goal.convexity > 0.0))
+        bound = 0.5 * float(np.sum(evaluation.gradient**2 / goal.convexity)) if strong else np.inf
+        return NewtonStep(direction, decrement2, bound, np.inf)
     least_eigenvalue = _least_eigenvalue(evaluation.hessian, goal.row_extent)
     if least_eigenvalue <= 0.0:
         return NewtonStep(direction, decrement2, np.inf, np.inf)
@@ -379,13 +384,13 @@ def relative_gap(value: float, gap: float, gap_after: float) -> float:
 
 
 def gradient_gap(value: float, gradient: Array, goal: Goal) -> float:
-    """Bound of the relative gap from the gradient alone, ``|g|^2 / (2 * strong convexity)``.
+    """Bound of the relative gap from the gradient alone, ``sum(g^2 / (2 * convexity))``.
 
-    nan without strong convexity, as with an intercept, which is not penalised.
+    nan without strong convexity, as with an intercept that is not penalised.
     """
-    if goal.strong_convexity <= 0.0:
+    if np.any(goal.convexity <= 0.0):
         return np.nan
-    gap = float(gradient @ gradient) / (2.0 * goal.strong_convexity)
+    gap = 0.5 * float(np.sum(gradient**2 / goal.convexity))
     return relative_gap(value, gap, gap)
 
 

@@ -87,6 +87,8 @@ class Newton:
         # Stop when this point is good enough, and return the better one that its step leads to;
         # for a quadratic that is the optimum, after one round.
         quadratic = self.goal.self_concordance == 0.0
+        if gap_here <= self.goal.tol and not gap_after <= gap_here:
+            return replace(accepted, reason=CONVERGED)
         if gap_here <= self.goal.tol or (quadratic and gap_after <= self.goal.tol):
             return replace(
                 accepted, point=better, gap=gap_after, n_iter=n_iter + 1, reason=CONVERGED

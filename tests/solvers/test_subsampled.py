@@ -60,7 +60,7 @@ def test_wide_data_takes_few_passes_to_the_optimum(deviation):
 
 
 def goal():
-    return Goal(1e-8, 100, 1.0, np.ones(3), 0.0)
+    return Goal(1e-8, 100, 1.0, np.ones(3), np.zeros(3))
 
 
 def test_a_sample_has_rows_enough_for_its_coordinates():
