@@ -47,6 +47,8 @@ class Request:
         1: loss and gradient. 2: the Gram matrix too.
     share : float
         Share of a block's rows to look at; sums stand for all of them.
+    gram_share : float
+        Share of those rows that the Gram matrix is formed of; it stands for all rows as well.
     """
 
     loss: Loss
@@ -54,6 +56,7 @@ class Request:
     center: Array
     order: int
     share: float = 1.0
+    gram_share: float = 1.0
 
     @property
     def nbytes(self) -> int:
@@ -124,6 +127,10 @@ def block_statistics(
         weight = np.require(weight, np.float64, ["C", "A"])
     if request.share < 1.0:
         return _sampled_statistics(request, X, target, weight)
+    if request.order == 2 and request.gram_share < 1.0:
+        first = block_statistics(replace(request, order=1), X, target, weight)
+        some = replace(request, share=request.gram_share, gram_share=1.0)
+        return replace(first, gram=block_statistics(some, X, target, weight).gram)
     from dask_dml.objective import kernels
 
     code = kernels.code_of(request.loss)

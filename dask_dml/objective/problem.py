@@ -137,9 +137,11 @@ class Problem:
             return coef, np.zeros(len(coef))
         return coef, theta[:, -1] - (coef * self.center).sum(axis=1)
 
-    def request(self, point: Array, order: int, share: float = 1.0) -> Request:
-        """What to ask of the blocks for the objective at a point, on a share of the rows."""
-        return Request(self.loss, self._theta(point), self.center, order, share)
+    def request(
+        self, point: Array, order: int, share: float = 1.0, gram_share: float = 1.0
+    ) -> Request:
+        """What to ask of the blocks for the objective at a point; shares as in `Request`."""
+        return Request(self.loss, self._theta(point), self.center, order, share, gram_share)
 
     def evaluation(self, point: Array, statistics: Statistics) -> Evaluation:
         """The objective at a point, from the sums over all blocks."""

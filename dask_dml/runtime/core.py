@@ -232,7 +232,7 @@ def minimise(
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
             ask = solver.ask(state)
-            request = problem.request(ask.point, ask.order, ask.share)
+            request = problem.request(ask.point, ask.order, ask.share, ask.gram_share)
         result = executor.evaluate(request)
         with single_threaded_blas():
             evaluation = problem.evaluation(ask.point, result.total)

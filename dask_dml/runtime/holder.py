@@ -84,8 +84,8 @@ class HeldRequest:
         Of theta.
     parameters_nbytes : int
         Bytes of theta and center.
-    share : float
-        Of the rows to look at.
+    share, gram_share : float
+        See `Request`.
     """
 
     holder: HolderAddress
@@ -95,6 +95,7 @@ class HeldRequest:
     shape: tuple[int, int]
     parameters_nbytes: int
     share: float
+    gram_share: float
 
     def pull(self) -> Request:
         """Get the request; called in a task.
@@ -116,7 +117,14 @@ class HeldRequest:
             loop, plugin.pull, self.holder, self.version, self.parameters_nbytes
         )
         theta, center = values.arrays["theta"], values.arrays["center"]
-        return Request(self.loss, theta.reshape(self.shape), center, self.order, self.share)
+        return Request(
+            self.loss,
+            theta.reshape(self.shape),
+            center,
+            self.order,
+            self.share,
+            self.gram_share,
+        )
 
     def push(
         self, blocks: Sequence[int], attempt: int, nodes: Iterable[tuple[Node, Statistics]]
@@ -251,6 +259,7 @@ class HolderClient:
                 request.theta.shape,
                 nbytes,
                 request.share,
+                request.gram_share,
             )
         raise HolderLostError(
             f"round {version} of run {self._run} could not be published: the hosts of its holder "

@@ -40,11 +40,15 @@ class Ask(NamedTuple):
         1: value and gradient. 2: the Hessian too.
     share : float
         Share of the rows to look at, drawn at random.
+    gram_share : float
+        Of those rows, the share that the Hessian is formed of. Scaled up, it stands for all rows;
+        times both shares, it is of rows that are there, and so below that of all of them.
     """
 
     point: Array
     order: int
     share: float = 1.0
+    gram_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,24 @@ def test_sums_of_a_sample_stand_for_all_rows(loss):
     np.testing.assert_allclose(part.loss, whole.loss, rtol=0.05)
     scale = np.abs(whole.gram).max()
     np.testing.assert_allclose(part.gram, whole.gram, atol=0.05 * scale)
+
+
+@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)])
+def test_a_gram_of_a_share_comes_with_the_gradient_of_all_rows(loss):
+    X, y = made(2_000, 5, n_classes=max(loss.n_outputs, 2))
+    weight = np.random.default_rng(1).random(2_000)
+    request = Request(loss, 0.1 * np.ones((loss.n_outputs, 6)), np.zeros(5), 2)
+    whole = block_statistics(request, X, y, weight)
+    part = block_statistics(replace(request, gram_share=0.3), X, y, weight)
+    assert part.loss == pytest.approx(whole.loss, rel=1e-13)
+    np.testing.assert_allclose(part.gradient, whole.gradient, rtol=1e-9)
+    own = replace(request, share=0.3)
+    np.testing.assert_array_equal(part.gram, block_statistics(own, X, y, weight).gram)
+    # Of rows that are there: below that of all rows, once it is not scaled up any more.
+    both = block_statistics(replace(request, share=0.4, gram_share=0.3), X, y, weight)
+    for share, gram in ((0.3, part.gram), (0.12, both.gram)):
+        left = np.linalg.eigvalsh(whole.gram - share * gram)
+        assert left[0] >= -1e-12 * left[-1]
 
 
 @pytest.mark.parametrize("deviation", [2.0, 20.0])
