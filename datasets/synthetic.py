@@ -120,6 +120,7 @@ def wide(
     score_std: float = 2.0,
     seed: int = 0,
     chunk_rows: int = 10_000,
+    n_informative: int | None = None,
 ) -> tuple[da.Array, da.Array]:
     """Make a binary problem of many independent columns that follows a logistic model.
 
@@ -134,6 +135,8 @@ def wide(
         Names the problem; not negative.
     chunk_rows : int, default 10_000
         Rows of a chunk. Does not change the values.
+    n_informative : int, optional
+        Columns, the first ones, whose coefficients are not 0; all unless told.
 
     Returns
     -------
@@ -145,12 +148,74 @@ def wide(
     Raises
     ------
     ValueError
-        If a size is not positive, `score_std` is negative or the seed is negative.
+        If a size is not positive, `score_std` is negative, the seed is negative or there are not
+        so many columns as `n_informative`.
     """
     if not (score_std >= 0 and math.isfinite(score_std)):
         raise ValueError(f"wide(score_std=...) must be finite and at least 0, got {score_std}")
     return _arrays(
-        _logistic_segment, n_rows, n_columns, np.int8, seed, chunk_rows, score_std=score_std
+        _logistic_segment,
+        n_rows,
+        n_columns,
+        np.int8,
+        seed,
+        chunk_rows,
+        score_std=score_std,
+        n_informative=_checked_informative("wide", n_informative, n_columns),
+    )
+
+
+def linear(
+    n_rows: int,
+    n_columns: int = 20,
+    score_std: float = 1.0,
+    noise_std: float = 1.0,
+    seed: int = 0,
+    chunk_rows: int = 250_000,
+    n_informative: int | None = None,
+) -> tuple[da.Array, da.Array]:
+    """Make a regression problem of independent columns that follows a linear model.
+
+    Parameters
+    ----------
+    n_rows, n_columns : int
+        Shape, at least 1 each.
+    score_std : float, default 1.0
+        Standard deviation of the true scores X @ w.
+    noise_std : float, default 1.0
+        Standard deviation of the normal noise that is added to them.
+    seed : int, default 0
+        Names the problem; not negative.
+    chunk_rows : int, default 250_000
+        Rows of a chunk. Does not change the values.
+    n_informative : int, optional
+        Columns, the first ones, whose coefficients are not 0; all unless told.
+
+    Returns
+    -------
+    X : dask array of shape (n_rows, n_columns), float32
+        Standard normal.
+    y : dask array of shape (n_rows,), float32
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, a standard deviation is negative, the seed is negative or there
+        are not so many columns as `n_informative`.
+    """
+    for name, value in (("score_std", score_std), ("noise_std", noise_std)):
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"linear({name}=...) must be finite and at least 0, got {value}")
+    return _arrays(
+        _linear_segment,
+        n_rows,
+        n_columns,
+        np.float32,
+        seed,
+        chunk_rows,
+        score_std=score_std,
+        noise_std=noise_std,
+        n_informative=_checked_informative("linear", n_informative, n_columns),
     )
 
 
@@ -316,12 +381,24 @@ def _stream(seed: int, segment: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, segment)))
 
 
+def _checked_informative(recipe: str, n_informative: int | None, n_columns: int) -> int:
+    if n_informative is None:
+        return n_columns
+    if not 1 <= n_informative <= n_columns:
+        raise ValueError(
+            f"{recipe}(n_informative=...) must be 1 to {n_columns}, the number of columns, got "
+            f"{n_informative}"
+        )
+    return n_informative
+
+
 def _coefficients(
-    seed: int, n_columns: int, n_outputs: int, score_std: float
+    seed: int, n_columns: int, n_outputs: int, score_std: float, n_informative: int | None = None
 ) -> NDArray[np.float64]:
     """(n_columns, n_outputs) coefficients that give scores of a standard deviation."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0,)))
     coefficients = rng.standard_normal((n_columns, n_outputs))
+    coefficients[n_columns if n_informative is None else n_informative :] = 0.0
     return np.asarray(coefficients * score_std / np.linalg.norm(coefficients, axis=0))
 
 
@@ -330,11 +407,24 @@ def _normal(rng: np.random.Generator, n_columns: int) -> NDArray[np.float32]:
 
 
 def _logistic_segment(
-    rng: np.random.Generator, n_columns: int, seed: int, score_std: float
+    rng: np.random.Generator, n_columns: int, seed: int, score_std: float, n_informative: int
 ) -> Segment:
     X = _normal(rng, n_columns)
-    scores = X @ _coefficients(seed, n_columns, 1, score_std)[:, 0]
+    scores = X @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
     return X, (rng.logistic(size=SEGMENT_ROWS) < scores).astype(np.int8)
+
+
+def _linear_segment(
+    rng: np.random.Generator,
+    n_columns: int,
+    seed: int,
+    score_std: float,
+    noise_std: float,
+    n_informative: int,
+) -> Segment:
+    X = _normal(rng, n_columns)
+    scores = X @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
+    return X, (scores + noise_std * rng.standard_normal(SEGMENT_ROWS)).astype(np.float32)
 
 
 def _multinomial_segment(

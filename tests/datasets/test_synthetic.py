@@ -8,7 +8,7 @@ import pytest
 from distributed import Client, LocalCluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from dask_dml.datasets import synthetic
@@ -18,6 +18,7 @@ MAKERS = {
     "wide": lambda n_rows, **rest: synthetic.wide(n_rows, n_columns=12, **rest),
     "multinomial": lambda n_rows, **rest: synthetic.multinomial(n_rows, n_columns=6, **rest),
     "poisson": lambda n_rows, **rest: synthetic.poisson(n_rows, n_columns=6, **rest),
+    "linear": lambda n_rows, **rest: synthetic.linear(n_rows, n_columns=6, **rest),
 }
 
 
@@ -111,6 +112,21 @@ def test_wide_has_the_scores_that_were_asked_for(score_std):
     assert np.std(model.decision_function(X)) == pytest.approx(score_std, abs=0.1)
 
 
+def test_linear_has_the_scores_and_the_noise_that_were_asked_for():
+    X, y = values(synthetic.linear(20_000, score_std=2.0, noise_std=0.5))
+    model = LinearRegression().fit(X, y)
+    assert np.std(model.predict(X)) == pytest.approx(2.0, rel=0.03)
+    assert np.std(y - model.predict(X)) == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("make", [synthetic.wide, synthetic.linear])
+def test_only_informative_columns_have_a_say(make):
+    X, y = values(make(20_000, n_columns=10, score_std=2.0, n_informative=3))
+    covariances = (X - X.mean(axis=0)).T @ (y - y.mean()) / len(y)
+    assert np.abs(covariances[:3]).max() > 0.1
+    np.testing.assert_allclose(covariances[3:], 0.0, atol=0.1)
+
+
 def test_poisson_has_the_mean_that_was_asked_for():
     _, y = values(synthetic.poisson(50_000, mean=3.0))
     assert y.mean() == pytest.approx(3.0, rel=0.03)
@@ -132,6 +148,9 @@ def test_multinomial_has_every_class():
         (lambda: synthetic.higgs_like(10, chunk_rows=0), "chunk_rows"),
         (lambda: synthetic.wide(10, n_columns=0), "n_columns"),
         (lambda: synthetic.wide(10, score_std=-1.0), "score_std"),
+        (lambda: synthetic.wide(10, n_columns=5, n_informative=6), "n_informative"),
+        (lambda: synthetic.linear(10, noise_std=-1.0), "noise_std"),
+        (lambda: synthetic.linear(10, n_informative=0), "n_informative"),
         (lambda: synthetic.multinomial(10, n_classes=1), "n_classes"),
         (lambda: synthetic.multinomial(10, score_std=float("nan")), "score_std"),
         (lambda: synthetic.poisson(10, mean=0.0), "mean"),
