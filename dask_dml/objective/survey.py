@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,15 @@ class SampledRows(NamedTuple):
     weight: Array | None
 
 
+class ClassRun(NamedTuple):
+    """The labels of a block, shape (c,), the rows of each, and where in it each first appears."""
+
+    block: int
+    classes: NDArray[np.generic]
+    rows: Array
+    first: NDArray[np.intp]
+
+
 @dataclass(frozen=True, slots=True)
 class Survey:
     """Sums and bounds over the rows of one block, or of several.
@@ -60,6 +69,8 @@ class Survey:
         The least target, the block it is in, and its row there; inf for labels.
     sample : tuple of SampledRows
         Rows of each block, in block order; empty when none were asked for.
+    class_runs : tuple of ClassRun
+        Of each block that has rows, in block order; empty for numbers.
     """
 
     n_rows: int
@@ -75,6 +86,7 @@ class Survey:
     target_moment2: float
     lowest_target: tuple[float, int, int] = (math.inf, -1, -1)
     sample: tuple[SampledRows, ...] = ()
+    class_runs: tuple[ClassRun, ...] = ()
 
     def __add__(self, other: Self) -> Self:
         classes = np.union1d(self.classes, other.classes)
@@ -99,6 +111,7 @@ class Survey:
             self.target_moment2 + other.target_moment2,
             min(self.lowest_target, other.lowest_target),
             self.sample + other.sample,
+            self.class_runs + other.class_runs,
         )
 
     @property
@@ -178,9 +191,11 @@ def survey_block(
         weight = np.require(sample_weight, np.float64, ["C", "A"])
         _check_weight(weight, block)
     lowest = (math.inf, block, -1)
+    class_runs: tuple[ClassRun, ...] = ()
     moment1, moment2, lower, upper = _column_moments(X, weight, feature_names, block)
     if kind is TargetKind.CLASSES:
-        classes, class_rows, class_weight = _class_sums(y, weight, block)
+        classes, class_rows, class_weight, first = _class_sums(y, weight, block)
+        class_runs = (ClassRun(block, classes, class_rows, first),) if n_rows else ()
         target1 = target2 = 0.0
     else:
         classes, class_rows, class_weight = np.empty(0), np.empty(0), np.empty(0)
@@ -208,6 +223,7 @@ def survey_block(
         target2,
         lowest,
         sample,
+        class_runs,
     )
 
 
@@ -293,7 +309,7 @@ def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int
 
 def _class_sums(
     y: NDArray[np.generic], weight: Array | None, block: int
-) -> tuple[NDArray[np.generic], Array, Array]:
+) -> tuple[NDArray[np.generic], Array, Array, NDArray[np.intp]]:
     if y.dtype.kind == "f" and not np.all(np.isfinite(y)):
         row = int(np.flatnonzero(~np.isfinite(y))[0])
         raise DataError(
@@ -318,7 +334,7 @@ def _class_sums(
 
 def _counted(
     y: NDArray[np.generic], weight: Array | None
-) -> tuple[NDArray[np.generic], Array, Array]:
+) -> tuple[NDArray[np.generic], Array, Array, NDArray[np.intp]]:
     w = np.ones(len(y)) if weight is None else weight
     # Labels are nearly always the few that the first rows show: comparing is cheaper than sorting.
     candidates = np.unique(y[:1024])
@@ -326,12 +342,14 @@ def _counted(
         where = [y == label for label in candidates]
         rows = np.array([float(np.count_nonzero(hit)) for hit in where])
         if rows.sum() == len(y):
-            return candidates, rows, np.array([float(w[hit].sum()) for hit in where])
-    classes, codes = np.unique(y, return_inverse=True)
+            weights = np.array([float(w[hit].sum()) for hit in where])
+            return candidates, rows, weights, np.array([hit.argmax() for hit in where], np.intp)
+    classes, first, codes = np.unique(y, return_index=True, return_inverse=True)
     return (
         classes,
         np.bincount(codes, minlength=len(classes)).astype(np.float64),
         np.bincount(codes, weights=w, minlength=len(classes)).astype(np.float64),
+        first,
     )
 
 
@@ -355,6 +373,48 @@ def _target_moments(
         return float(w @ values), float(w @ (values * values))
 
 
+class HeldOut(NamedTuple):
+    """The fold in which each row is held out, and its weight in scores (None: 1), shape (n,)."""
+
+    fold: NDArray[np.intp]
+    weight: Array | None
+
+
+class EncodedTarget(NamedTuple):
+    """What the loss sees of the rows' labels and weights, shape (n,) each.
+
+    Attributes
+    ----------
+    target : ndarray
+        int32 class numbers, or float64 values.
+    weight : ndarray or None
+    held_out : HeldOut or None
+        In cross-validation.
+    """
+
+    target: NDArray[np.generic]
+    weight: Array | None
+    held_out: HeldOut | None = None
+
+
+class BlockEncoder(Protocol):
+    """Encodes the target of one block."""
+
+    def encode(
+        self, y: NDArray[np.generic], sample_weight: NDArray[np.generic] | None
+    ) -> EncodedTarget:
+        """What the loss sees of labels and weights as given."""
+        ...
+
+
+class Encoder(Protocol):
+    """Has an encoder for each block."""
+
+    def of_block(self, number: int) -> BlockEncoder:
+        """That of one block."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TargetEncoder:
     """Turns labels and weights as given into those that the loss sees.
@@ -370,15 +430,19 @@ class TargetEncoder:
     classes: NDArray[np.generic] | None = None
     class_weight: Array | None = None
 
+    def of_block(self, number: int) -> Self:
+        """Itself: all blocks are encoded alike."""
+        return self
+
     def encode(
         self, y: NDArray[np.generic], sample_weight: NDArray[np.generic] | None
-    ) -> tuple[NDArray[np.generic], Array | None]:
-        """Targets of shape (n,) (int32 class numbers or float64) and weights or None."""
+    ) -> EncodedTarget:
+        """Class numbers or values, and weights or None."""
         weight = (
             None if sample_weight is None else np.require(sample_weight, np.float64, ["C", "A"])
         )
         if self.classes is None:
-            return np.require(y, np.float64, ["C", "A"]), weight
+            return EncodedTarget(np.require(y, np.float64, ["C", "A"]), weight)
         if len(self.classes) == 2:
             codes = (y == self.classes[1]).astype(np.int32)
         else:
@@ -386,4 +450,4 @@ class TargetEncoder:
         if self.class_weight is not None:
             factors = self.class_weight[codes]
             weight = factors if weight is None else weight * factors
-        return codes, weight
+        return EncodedTarget(codes, weight)

@@ -19,7 +19,7 @@ from distributed import Client, Future, futures_of, get_worker
 from dask_dml.data.source import BlockLoader, DaskSource, GraphLoader, RawBlock, Source
 from dask_dml.errors import ClusterError
 from dask_dml.objective import Statistics, Survey
-from dask_dml.objective.survey import TargetEncoder
+from dask_dml.objective.survey import BlockEncoder, Encoder, TargetEncoder
 from dask_dml.runtime.keys import itself
 from dask_dml.runtime.roster import address_of
 from dask_dml.runtime.shard import (
@@ -67,7 +67,7 @@ class Blocks(Protocol):
     placed: dict[int, str]
     is_resident: bool
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights for the rounds."""
         ...
 
@@ -111,10 +111,10 @@ class StreamedBlocks:
 
     def __init__(self, source: Source) -> None:
         self._loaders = source.loaders()
-        self._encoder = TargetEncoder()
+        self._encoder: Encoder = TargetEncoder()
         self.placed: dict[int, str] = {}
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Remember how blocks are encoded as they are read."""
         self._encoder = encoder
 
@@ -141,7 +141,8 @@ class StreamedBlocks:
 
     def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Read, encode and add up."""
-        return _round_streamed, ([self._loaders[block] for block in numbers], self._encoder)
+        encoders = [self._encoder.of_block(block) for block in numbers]
+        return _round_streamed, ([self._loaders[block] for block in numbers], encoders)
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
         """None."""
@@ -198,7 +199,7 @@ class HeldBlocks:
         self._serial = itertools.count()
         self._held: list[_Held] = []
         self._targets: list[Future[Any]] = []
-        self._encoder = TargetEncoder()
+        self._encoder: Encoder = TargetEncoder()
         self._own: dict[Hashable, Future[Any]] = {}
         self._others: dict[Hashable, Future[Any]] = {}
         self._loaders: dict[int, BlockLoader] = {}
@@ -297,7 +298,7 @@ class HeldBlocks:
         self._own[future.key] = future
         return future
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights on the workers that hold the blocks."""
         self._encoder = encoder
         self._targets = [self._encoded(block) for block in range(len(self._held))]
@@ -305,7 +306,11 @@ class HeldBlocks:
     def _encoded(self, block: int) -> Future[Any]:
         held = self._held[block]
         return self._keep(
-            self._encoder.encode, held.y, held.sample_weight, name="target", block=block
+            self._encoder.of_block(block).encode,
+            held.y,
+            held.sample_weight,
+            name="target",
+            block=block,
         )
 
     # -- having them elsewhere --------------------------------------------------------------
@@ -532,7 +537,7 @@ def _round_streamed(
     numbers: Sequence[int],
     work: RoundWork,
     loaders: list[BlockLoader],
-    encoder: TargetEncoder,
+    encoders: list[BlockEncoder],
 ) -> ShardResult[Statistics]:
-    blocks = encoded(read_ahead(loaders), encoder)
+    blocks = encoded(read_ahead(loaders), encoders)
     return run_shard(n_blocks, numbers, work, blocks, get_worker().address)

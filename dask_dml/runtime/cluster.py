@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Client
 
@@ -28,7 +28,8 @@ from dask_dml.errors import (
 )
 from dask_dml.faults import FaultEvent, FaultPolicy
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
-from dask_dml.objective.survey import TargetEncoder
+from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
+from dask_dml.objective.survey import Encoder
 from dask_dml.runtime.blocks import Blocks, HeldBlocks, Holders, StreamedBlocks
 from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.fault_log import FaultLog
@@ -38,10 +39,17 @@ from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.placement import place, shards
 from dask_dml.runtime.roster import Roster
 from dask_dml.runtime.rounds import Round, Run, Shard
-from dask_dml.runtime.shard import RoundWork, ShardResult, SurveyWork
+from dask_dml.runtime.shard import (
+    FoldWork,
+    RoundWork,
+    ShardResult,
+    SurveyWork,
+)
 from dask_dml.runtime.speeds import Speeds
 from dask_dml.runtime.waiting import sending_promptly
 from dask_dml.version import __version__
+
+F = TypeVar("F", bound=FoldWiseSums)
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +152,7 @@ class ClusterExecutor:
         work = SurveyWork(kind, self._source.feature_names, sample_share)
         return self._evaluate(work, "survey")
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights on the workers that hold the blocks."""
         self._blocks.encode(encoder)
 
@@ -154,6 +162,10 @@ class ClusterExecutor:
         if _answer_nbytes(request) > HOLDER_BYTES and (held := self._held(request)) is not None:
             return self._evaluate(HeldWork(held), kind)
         return self._evaluate(RoundWork(request), kind)
+
+    def evaluate_folds(self, request: FoldWiseRequest[F]) -> RoundResult[F]:
+        """Sums over all blocks that tell folds apart."""
+        return self._evaluate(FoldWork(request), "folds")
 
     def publish(self, event: FaultEvent) -> None:
         """Put an event of the fit's own on the Dask topic and in the log."""

@@ -18,10 +18,12 @@ from dask_dml.faults import FaultEvent
 from dask_dml.faults.checkpoint import CheckpointKeeper, Progress
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
 from dask_dml.objective.blocks import single_threaded_blas
-from dask_dml.objective.survey import TargetEncoder
+from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
+from dask_dml.objective.survey import Encoder
 from dask_dml.solvers import Solver, SolverState
 
 T = TypeVar("T")
+F = TypeVar("F", bound=FoldWiseSums)
 S = TypeVar("S", bound=SolverState)
 
 
@@ -61,12 +63,16 @@ class Executor(Protocol):
         """Survey of all blocks, one pass, with a sample of that share of the rows."""
         ...
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights for the rounds."""
         ...
 
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks, one pass."""
+        ...
+
+    def evaluate_folds(self, request: FoldWiseRequest[F]) -> RoundResult[F]:
+        """Sums over all blocks that tell folds apart, one pass; after a `FoldEncoder`."""
         ...
 
     def publish(self, event: FaultEvent) -> None:

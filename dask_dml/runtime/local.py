@@ -14,11 +14,13 @@ import psutil
 from dask_dml.data.source import RawBlock, Source
 from dask_dml.faults import FaultEvent
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
-from dask_dml.objective.survey import TargetEncoder
+from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
+from dask_dml.objective.survey import Encoder, TargetEncoder
 from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.shard import (
     Contribution,
     EncodedBlock,
+    FoldWork,
     RoundWork,
     SentWork,
     ShardResult,
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 C = TypeVar("C", bound=Contribution)
 B = TypeVar("B", RawBlock, EncodedBlock)
+F = TypeVar("F", bound=FoldWiseSums)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -68,7 +71,7 @@ class LocalExecutor:
         self._resident = source.row_nbytes * sum(source.row_chunks) <= memory_bytes
         self._raw: list[RawBlock] = []
         self._encoded: list[EncodedBlock] = []
-        self._encoder = TargetEncoder()
+        self._encoder: Encoder = TargetEncoder()
 
     def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
         """Survey of all blocks."""
@@ -76,16 +79,20 @@ class LocalExecutor:
         work = SurveyWork(kind, self._source.feature_names, sample_share)
         return self._evaluate(work, self._raw_blocks)
 
-    def encode(self, encoder: TargetEncoder) -> None:
+    def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights; streamed blocks are encoded as they are read."""
         self._encoder = encoder
         self._load()
-        self._encoded = list(encoded(self._raw, encoder))
+        self._encoded = list(encoded(self._raw, map(encoder.of_block, range(len(self._raw)))))
         self._raw = []
 
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks."""
         return self._evaluate(RoundWork(request), self._encoded_blocks)
+
+    def evaluate_folds(self, request: FoldWiseRequest[F]) -> RoundResult[F]:
+        """Sums over all blocks that tell folds apart."""
+        return self._evaluate(FoldWork(request), self._encoded_blocks)
 
     def publish(self, event: FaultEvent) -> None:
         """Tell of an event in the log; nobody else is there to hear of it."""
@@ -114,7 +121,7 @@ class LocalExecutor:
     def _encoded_blocks(self, numbers: Sequence[int]) -> Iterable[EncodedBlock]:
         if self._resident:
             return [self._encoded[number] for number in numbers]
-        return encoded(self._raw_blocks(numbers), self._encoder)
+        return encoded(self._raw_blocks(numbers), map(self._encoder.of_block, numbers))
 
     def _evaluate(
         self, work: SentWork[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]

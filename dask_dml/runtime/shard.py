@@ -21,8 +21,9 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
+from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.summation import Node
-from dask_dml.objective.survey import TargetEncoder
+from dask_dml.objective.survey import BlockEncoder, HeldOut
 from dask_dml.runtime.core import Stopwatch
 
 
@@ -32,6 +33,7 @@ class EncodedBlock(NamedTuple):
     X: Any
     target: NDArray[np.generic]
     weight: NDArray[np.float64] | None
+    held_out: HeldOut | None = None
 
 
 class Contribution(Protocol):
@@ -44,6 +46,7 @@ class Contribution(Protocol):
 
 C = TypeVar("C", bound=Contribution)
 B = TypeVar("B", RawBlock, EncodedBlock)
+F = TypeVar("F", bound=FoldWiseSums)
 C_co = TypeVar("C_co", bound=Contribution, covariant=True)
 B_contra = TypeVar("B_contra", RawBlock, EncodedBlock, contravariant=True)
 
@@ -110,7 +113,26 @@ class RoundWork(InlineWork):
     request: Request
 
     def __call__(self, number: int, block: EncodedBlock, /) -> Statistics:
-        return block_statistics(self.request, *block)
+        return block_statistics(self.request, block.X, block.target, block.weight)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the request."""
+        return self.request.nbytes
+
+
+class FoldWork(InlineWork, Generic[F]):
+    """Sums of encoded blocks whose rows are held out in folds."""
+
+    __slots__ = ("request",)
+
+    def __init__(self, request: FoldWiseRequest[F]) -> None:
+        self.request = request
+
+    def __call__(self, number: int, block: EncodedBlock, /) -> F:
+        if block.held_out is None:
+            raise ValueError("FoldWork needs blocks that a FoldEncoder has encoded")
+        return self.request.of_block(block.X, block.target, block.weight, block.held_out)
 
     @property
     def nbytes(self) -> int:
@@ -194,7 +216,7 @@ def read_ahead(loaders: Sequence[BlockLoader]) -> Iterator[RawBlock]:
             yield pending.result()
 
 
-def encoded(blocks: Iterable[RawBlock], encoder: TargetEncoder) -> Iterator[EncodedBlock]:
-    """Encode raw blocks as they come."""
-    for block in blocks:
+def encoded(blocks: Iterable[RawBlock], encoders: Iterable[BlockEncoder]) -> Iterator[EncodedBlock]:
+    """Encode raw blocks as they come, each by its own encoder."""
+    for block, encoder in zip(blocks, encoders, strict=True):
         yield EncodedBlock(block.X, *encoder.encode(block.y, block.sample_weight))

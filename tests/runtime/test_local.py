@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
+from dask_dml.objective.folds import FoldEncoder, FoldRequest, consecutive_folds
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import FitEnded, FitStarted, LocalExecutor, RoundEnded, RunSpec, minimise
 from dask_dml.solvers import Goal, Newton
@@ -53,7 +54,7 @@ def by_hand(given, request=REQUEST):
     for number, load in enumerate(given.loaders()):
         block = load()
         surveys.add((0, number), survey_block(TargetKind.CLASSES, NAMES, number, *block))
-        target, weight = ENCODER.encode(block.y, block.sample_weight)
+        target, weight, _ = ENCODER.encode(block.y, block.sample_weight)
         sums.add((0, number), block_statistics(request, block.X, target, weight))
     return surveys.value, sums.value
 
@@ -214,3 +215,32 @@ def test_one_block_and_more_threads_than_blocks_work():
         found: Survey = executor.survey(TargetKind.CLASSES).total
         executor.close()
         assert found.n_rows == N
+
+
+@pytest.mark.parametrize("memory_bytes", [0, 10**9], ids=["streamed", "resident"])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_sums_of_folds_are_the_same_bits_however_they_are_taken(memory_bytes, n_threads):
+    given = source()
+    encoder = FoldEncoder(ENCODER, consecutive_folds(CHUNKS, 3), is_score_weighted=True)
+    asked = FoldRequest((REQUEST, replace(REQUEST, order=1)), 3)
+    expected = TreeSum(len(CHUNKS))
+    for number, load in enumerate(given.loaders()):
+        block = load()
+        expected.add(
+            (0, number),
+            asked.of_block(block.X, *encoder.of_block(number).encode(block.y, block.sample_weight)),
+        )
+    executor = LocalExecutor(given, n_threads, memory_bytes)
+    try:
+        executor.survey(TargetKind.CLASSES)
+        executor.encode(encoder)
+        total = executor.evaluate_folds(asked).total
+    finally:
+        executor.close()
+    for answer, wanted in zip(total.answers, expected.value.answers, strict=True):
+        for fold, other in zip(answer.folds, wanted.folds, strict=True):
+            assert fold.loss == other.loss
+            np.testing.assert_array_equal(fold.gradient, other.gradient)
+    np.testing.assert_array_equal(
+        total.answers[0].folds[1].gram, expected.value.answers[0].folds[1].gram
+    )
