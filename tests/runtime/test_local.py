@@ -60,11 +60,12 @@ def by_hand(given, request=REQUEST):
 
 
 def same_bits(a, b):
-    for name in type(a).__dataclass_fields__:
-        x, y = (np.asarray(getattr(value, name)) for value in (a, b))
-        if x.dtype != y.dtype or x.tobytes() != y.tobytes():
-            return False
-    return True
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    if hasattr(a, "__dataclass_fields__"):
+        return all(same_bits(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+    x, y = np.asarray(a), np.asarray(b)
+    return x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
 @pytest.mark.parametrize("memory_bytes", [None, 0], ids=["resident", "streamed"])
@@ -237,10 +238,4 @@ def test_sums_of_folds_are_the_same_bits_however_they_are_taken(memory_bytes, n_
         total = executor.evaluate_folds(asked).total
     finally:
         executor.close()
-    for answer, wanted in zip(total.answers, expected.value.answers, strict=True):
-        for fold, other in zip(answer.folds, wanted.folds, strict=True):
-            assert fold.loss == other.loss
-            np.testing.assert_array_equal(fold.gradient, other.gradient)
-    np.testing.assert_array_equal(
-        total.answers[0].folds[1].gram, expected.value.answers[0].folds[1].gram
-    )
+    assert same_bits(total, expected.value)
