@@ -1,6 +1,7 @@
 # Everything a person or a CI job runs. Needs Python 3.11 or later, make and git; all else goes to .venv.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+PEERS := .venv-bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -11,7 +12,7 @@ help:
 	@echo "make demo      fit a model on the New York flights of 2013, killing a worker on the way"
 	@echo "make test      run the tests            make test-all  with the slow ones"
 	@echo "make lint      ruff and mypy            make format    let ruff rewrite"
-	@echo "make docs      build docs/_build/html   make bench     measure, against scikit-learn"
+	@echo "make docs      build docs/_build/html   make bench     measure, beside other programs"
 	@echo "make install   only create $(VENV)        make clean     remove what make has made"
 
 $(BIN)/python:
@@ -27,6 +28,13 @@ $(VENV)/.stamp-demo: pyproject.toml | $(BIN)/python
 $(VENV)/.stamp-dev: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.stamp-demo
+
+# The programs that the benchmark compares with, and nothing of ours. Spark needs Java 17.
+$(PEERS)/.stamp: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade 'pip>=26'
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --group bench
+	@touch $@
 
 install: $(VENV)/.stamp-dev
 
@@ -51,9 +59,9 @@ format: $(VENV)/.stamp-dev
 docs: $(VENV)/.stamp-dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(VENV)/.stamp-dev
-	$(BIN)/python tests/benchmarks/run.py
+bench: $(VENV)/.stamp-dev $(PEERS)/.stamp
+	$(BIN)/python tests/benchmarks/run.py --peers $(PEERS)/bin/python $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info docs/_build docs/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed import Client, LocalCluster, wait
+from figures import Figure, Part
 from fleet import watching_share
 
 import dask_dml as dml
@@ -22,7 +23,6 @@ N_WORKERS = 3
 REPEATS = 5
 PAIRS = 9
 FLEET, FLEET_S = 1_000, 20.0
-Row = tuple[str, float, str, float, str]
 
 
 def recovery_s(client: Client, data: Any, signal_number: int) -> float:
@@ -49,14 +49,14 @@ def recovery_s(client: Client, data: Any, signal_number: int) -> float:
     return ended_s[1] - sent_s[0]
 
 
-def bench_recovery(n_rows: int) -> list[Row]:
+def bench_recovery(scale: float) -> Part:
     """SIGSTOP and SIGKILL of one of three workers in mid-fit.
 
     On a tenth of the rows: what is to be seen is how soon the work is done elsewhere, not how long
     it takes to make a third of the data again.
     """
-    n_rows //= 10
-    rows = []
+    n_rows = int(400_000 * scale)
+    figures = []
     for name, number, target in (
         ("SIGSTOP", signal.SIGSTOP, 5.0),
         ("SIGKILL", signal.SIGKILL, 1.5),
@@ -78,19 +78,18 @@ def bench_recovery(n_rows: int) -> list[Row]:
             f"lost blocks made again; median of "
             f"{', '.join(f'{t:.2f}' for t in times)} s"
         )
-        rows.append(
-            (f"{name} of one of three workers", statistics.median(times), "s", target, detail)
-        )
-    return rows
+        what = f"{name} of one of three workers"
+        figures.append(Figure(what, statistics.median(times), "s", target, detail))
+    return Part(figures)
 
 
-def bench_watching(n_rows: int) -> list[Row]:
+def bench_watching(scale: float) -> Part:
     """What the watcher costs a fit without faults, in pairs with and without it."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        data = client.persist(higgs_like(n_rows))
+        data = client.persist(higgs_like(int(4_000_000 * scale)))
         wait(data)
 
         def seconds(monitor: bool) -> float:
@@ -112,12 +111,13 @@ def bench_watching(n_rows: int) -> list[Row]:
         f"median of {PAIRS} pairs of fits of {statistics.median(alone):.2f} s; by the medians "
         f"{100.0 * (statistics.median(watched) / statistics.median(alone) - 1.0):.2f} %"
     )
-    return [("a fit's time with the watcher, above that without", extra, "%", 2.0, detail)]
+    what = "a fit's time with the watcher, above that without"
+    return Part([Figure(what, extra, "%", 2.0, detail)])
 
 
-def bench_scheduler(n_rows: int) -> list[Row]:
+def bench_scheduler(scale: float) -> Part:
     """What the watcher costs the scheduler of a large fleet."""
-    del n_rows
+    del scale
     shares, found = [], {}
     for _ in range(REPEATS):
         share, found = watching_share(FLEET, FLEET_S)
@@ -129,10 +129,10 @@ def bench_scheduler(n_rows: int) -> list[Row]:
         f"{100.0 * found['empty_loop']:.2f} %; median of {', '.join(f'{s:.2f}' for s in shares)}"
     )
     name = f"the watcher's share of a core, {FLEET:,} workers"
-    return [(name, statistics.median(shares), "%", 0.5, detail)]
+    return Part([Figure(name, statistics.median(shares), "%", 0.5, detail)])
 
 
-BENCHES: dict[str, Callable[[int], list[Row]]] = {
+BENCHES: dict[str, Callable[[float], Part]] = {
     "recovery": bench_recovery,
     "watching": bench_watching,
     "scheduler": bench_scheduler,
