@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import scipy.sparse
@@ -101,6 +101,13 @@ class Statistics:
         return self.gradient.nbytes + (0 if self.gram is None else self.gram.nbytes)
 
 
+def matrix_nbytes(X: Any) -> int:
+    """Bytes of a block's values, and where it is CSR of where they are."""
+    is_sparse = scipy.sparse.issparse(X)
+    parts = (X.data, X.indices, X.indptr) if is_sparse else (X,)
+    return sum(int(part.nbytes) for part in parts)
+
+
 def block_statistics(
     request: Request,
     X: BlockMatrix,
@@ -131,6 +138,10 @@ def block_statistics(
         first = block_statistics(replace(request, order=1), X, target, weight)
         some = replace(request, share=request.gram_share, gram_share=1.0)
         return replace(first, gram=block_statistics(some, X, target, weight).gram)
+    if scipy.sparse.issparse(X):
+        from dask_dml.objective.sparse import sparse_statistics
+
+        return sparse_statistics(request, X, target, weight)
     from dask_dml.objective import kernels
 
     code = kernels.code_of(request.loss)

@@ -12,10 +12,16 @@ from enum import Enum
 from typing import NamedTuple, Protocol, Self
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from dask_dml.errors import DataError
-from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threaded_blas
+from dask_dml.objective.blocks import (
+    BlockMatrix,
+    design_blocks,
+    matrix_nbytes,
+    single_threaded_blas,
+)
 from dask_dml.objective.losses import Array
 
 _MAX_CANDIDATES = 32
@@ -117,7 +123,7 @@ class Survey:
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        sampled = sum(rows.y.nbytes * (1 + len(self.moment1)) for rows in self.sample)
+        sampled = sum(rows.y.nbytes + matrix_nbytes(rows.X) for rows in self.sample)
         return self.moment1.nbytes * 4 + self.classes.nbytes * 3 + sampled
 
     @property
@@ -239,25 +245,15 @@ def _check_weight(weight: Array, block: int) -> None:
 def _column_moments(
     X: BlockMatrix, weight: Array | None, feature_names: tuple[str, ...], block: int
 ) -> tuple[Array, Array, Array, Array]:
-    n_columns = X.shape[1]
-    moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
-    lower, upper = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
-    plain = X if isinstance(X, np.ndarray) and _is_plain(X) else None
-    start = 0
-    with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
-        for values in design_blocks(X, n_columns, None):
-            stop = start + len(values)
-            w = np.ones(len(values)) if weight is None else weight[start:stop]
-            moment1 += w @ values
-            # Extremes are exact in the block's own type, which may be half the memory.
-            own = values if plain is None else plain[start:stop]
-            np.minimum(lower, _reduced(np.minimum, own), out=lower)
-            np.maximum(upper, _reduced(np.maximum, own), out=upper)
-            np.multiply(values, values, out=values)
-            moment2 += w @ values
-            start = stop
-    if start and not np.all(np.isfinite(lower) & np.isfinite(upper)):
+    if scipy.sparse.issparse(X):
+        moments = _sparse_moments(X, weight, block)
+        is_finite = bool(np.all(np.isfinite(X.data)))
+    else:
+        moments = _dense_moments(X, weight)
+        is_finite = not len(X) or bool(np.all(np.isfinite(moments[2]) & np.isfinite(moments[3])))
+    if not is_finite:
         raise DataError(_where_not_finite(X, feature_names, block))
+    _, moment2, lower, upper = moments
     if not np.all(np.isfinite(moment2)):
         column = int(np.flatnonzero(~np.isfinite(moment2))[0])
         largest = max(abs(lower[column]), abs(upper[column]))
@@ -265,6 +261,42 @@ def _column_moments(
             f"X is too large to be squared in column {column} ({feature_names[column]!r}) of block "
             f"{block}: its largest absolute value is {largest:.3g}; rescale the column"
         )
+    return moments
+
+
+def _sparse_moments(
+    X: BlockMatrix, weight: Array | None, block: int
+) -> tuple[Array, Array, Array, Array]:
+    from dask_dml.objective import sparse
+
+    if fault := sparse.fault_of(X):
+        raise DataError(
+            f"X of block {block} is not a valid CSR matrix: it has {fault}. Build it anew, for "
+            "example from its COO triplets"
+        )
+    return sparse.column_moments(X, weight)
+
+
+def _dense_moments(
+    X: NDArray[np.generic], weight: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    n_columns = X.shape[1]
+    moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
+    lower, upper = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
+    is_plain = _is_plain(X)
+    start = 0
+    with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
+        for values in design_blocks(X, n_columns, None):
+            stop = start + len(values)
+            w = np.ones(len(values)) if weight is None else weight[start:stop]
+            moment1 += w @ values
+            # Extremes are exact in the block's own type, which may be half the memory.
+            own = X[start:stop] if is_plain else values
+            np.minimum(lower, _reduced(np.minimum, own), out=lower)
+            np.maximum(upper, _reduced(np.maximum, own), out=upper)
+            np.multiply(values, values, out=values)
+            moment2 += w @ values
+            start = stop
     return moment1, moment2, lower, upper
 
 
@@ -286,25 +318,31 @@ def _reduced(extreme: np.ufunc, values: NDArray[np.generic]) -> Array:
 
 
 def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int) -> str:
-    found = []
-    start = 0
-    for values in design_blocks(X, X.shape[1], None):
-        bad = ~np.isfinite(values)
-        if bad.any():
-            first = bad.argmax(axis=0)
-            is_nan = np.isnan(values[first, np.arange(values.shape[1])])
-            found.append((start + first, bad.any(axis=0), is_nan))
-        start += len(values)
-    columns = sorted({int(c) for _, has, _ in found for c in np.flatnonzero(has)})
-    first_rows, has, is_nan = found[0]
-    column = int(np.flatnonzero(has)[0])
-    kind = "NaN" if is_nan[column] else "infinity"
-    others = f", {len(columns) - 1} more such columns" if len(columns) > 1 else ""
+    rows, columns = _not_finite(X)
+    first = np.lexsort((rows, columns))[0]
+    row, column = int(rows[first]), int(columns[first])
+    kind = "NaN" if np.isnan(X[row, column]) else "infinity"
+    n_others = len(np.unique(columns)) - 1
+    others = f", {n_others} more such columns" if n_others else ""
     return (
         f"Input X contains {kind} in block {block}, column {column} "
-        f"({feature_names[column]!r}), first at row {int(first_rows[column])} of the block"
+        f"({feature_names[column]!r}), first at row {row} of the block"
         f"{others}: fill in or drop such values before fit (NaN and inf cannot be fitted)"
     )
+
+
+def _not_finite(X: BlockMatrix) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Rows and columns of values that are not finite."""
+    if scipy.sparse.issparse(X):
+        triplets = X.tocoo()
+        bad = ~np.isfinite(triplets.data)
+        return triplets.coords[0][bad], triplets.coords[1][bad]
+    found, start = [], 0
+    for values in design_blocks(X, X.shape[1], None):
+        rows, columns = np.nonzero(~np.isfinite(values))
+        found.append((start + rows, columns))
+        start += len(values)
+    return np.concatenate([rows for rows, _ in found]), np.concatenate([c for _, c in found])
 
 
 def _class_sums(

@@ -86,9 +86,6 @@ FORMS = {
     "reversed": lambda v: v[::-1].copy()[::-1],
     "byte-swapped": lambda v: v.astype(v.dtype.newbyteorder()),
     "read-only": read_only,
-    "CSR array": scipy.sparse.csr_array,
-    "CSR matrix": scipy.sparse.csr_matrix,
-    "CSC array": scipy.sparse.csc_array,
 }
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,7 +104,6 @@ def test_bits_do_not_depend_on_how_a_block_lies_in_memory(dtype, order):
         np.asfortranarray(X),
         strided[::2, ::2],
         X.astype(X.dtype.newbyteorder()),
-        scipy.sparse.csr_array(X),
     ]
     for form in forms:
         assert bits(block_statistics(request, form, y, weight)) == expected
