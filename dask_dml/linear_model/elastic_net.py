@@ -63,7 +63,7 @@ class Lasso(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey, whatever the penalty.
+        Proximal Newton: one pass after the survey; of many columns, two and part of one.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class ElasticNet(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey, whatever the penalty.
+        Proximal Newton: one pass after the survey; of many columns, two and part of one.
 
     Attributes
     ----------

@@ -49,6 +49,9 @@ class Request:
         Share of a block's rows to look at; sums stand for all of them.
     gram_share : float
         Share of those rows that the Gram matrix is formed of; it stands for all rows as well.
+    columns : ndarray of int or None
+        Columns, in order, that the Gram matrix is of, besides the intercept; None is all.
+        Coefficients of all others are zero.
     """
 
     loss: Loss
@@ -57,11 +60,20 @@ class Request:
     order: int
     share: float = 1.0
     gram_share: float = 1.0
+    columns: NDArray[np.intp] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        return self.theta.nbytes + self.center.nbytes
+        chosen = 0 if self.columns is None else self.columns.nbytes
+        return self.theta.nbytes + self.center.nbytes + chosen
+
+    def of_columns(self, columns: NDArray[np.intp]) -> Request:
+        """The same of some columns alone, where the coefficients of all others are zero."""
+        n_columns = len(self.center)
+        terms = np.append(columns, np.arange(n_columns, self.theta.shape[1]))
+        theta, center = np.ascontiguousarray(self.theta[:, terms]), self.center[columns]
+        return replace(self, theta=theta, center=center, columns=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +150,11 @@ def block_statistics(
         first = block_statistics(replace(request, order=1), X, target, weight)
         some = replace(request, share=request.gram_share, gram_share=1.0)
         return replace(first, gram=block_statistics(some, X, target, weight).gram)
+    if request.order == 2 and request.columns is not None:
+        first = block_statistics(replace(request, order=1), X, target, weight)
+        some = request.of_columns(request.columns)
+        chosen = _chosen_columns(X, request.columns)
+        return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
     if scipy.sparse.issparse(X):
         from dask_dml.objective.sparse import sparse_statistics
 
@@ -164,6 +181,11 @@ def _sampled_statistics(
     factor = n_rows / max(len(drawn), 1)
     gram = None if sums.gram is None else factor * sums.gram
     return Statistics(n_rows, factor * sums.loss, factor * sums.gradient, gram)
+
+
+def _chosen_columns(X: BlockMatrix, columns: NDArray[np.intp]) -> BlockMatrix:
+    # Indexing an array would give columns one after the other, which are slow to read by rows.
+    return np.take(X, columns, axis=1) if isinstance(X, np.ndarray) else X[:, columns]
 
 
 def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:

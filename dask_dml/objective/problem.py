@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dask_dml.objective.blocks import Request, Statistics
 from dask_dml.objective.losses import Array, Loss
@@ -27,6 +28,7 @@ class Evaluation:
     value : float
     gradient : ndarray of shape (d,)
     hessian : ndarray of shape (d, d) or None
+        Of all coordinates, or of those of the terms that were asked for.
     """
 
     value: float
@@ -121,12 +123,12 @@ class Problem:
 
     def point(self, coef: Array, intercept: Array) -> Array:
         """Solver's coordinates of coefficients (K, p) and intercepts (K,)."""
-        theta = coef
+        theta = coef.copy()
         if self.fit_intercept:
             theta = np.column_stack([coef, intercept + (coef * self.center).sum(axis=1)])
         if self.loss.shift_invariant:
-            # The same scores but for a shift, and the least penalty.
-            theta = theta - theta.mean(axis=0)
+            # The same scores but for a shift, and the least penalty; see `_hessian`.
+            theta[:, self._n_fixed :] -= theta[:, self._n_fixed :].mean(axis=0)
         return np.ascontiguousarray(theta * self.scale).ravel()
 
     def coefficients(self, point: Array) -> tuple[Array, Array]:
@@ -138,13 +140,25 @@ class Problem:
         return coef, theta[:, -1] - (coef * self.center).sum(axis=1)
 
     def request(
-        self, point: Array, order: int, share: float = 1.0, gram_share: float = 1.0
+        self,
+        point: Array,
+        order: int,
+        share: float = 1.0,
+        gram_share: float = 1.0,
+        terms: NDArray[np.intp] | None = None,
     ) -> Request:
-        """What to ask of the blocks for the objective at a point; shares as in `Request`."""
-        return Request(self.loss, self._theta(point), self.center, order, share, gram_share)
+        """What to ask of the blocks for the objective at a point; shares as in `Request`.
 
-    def evaluation(self, point: Array, statistics: Statistics) -> Evaluation:
-        """The objective at a point, from the sums over all blocks."""
+        `terms` are those that the Hessian is of, the intercept among them; None is all.
+        """
+        columns = None if terms is None else terms[terms < len(self.center)]
+        theta = self._theta(point)
+        return Request(self.loss, theta, self.center, order, share, gram_share, columns)
+
+    def evaluation(
+        self, point: Array, statistics: Statistics, terms: NDArray[np.intp] | None = None
+    ) -> Evaluation:
+        """The objective at a point, from the sums over all blocks; terms as in `request`."""
         theta = self._theta(point)
         coef = self._penalised(theta)
         value = self.multiplier * statistics.loss + self.penalty.value(coef)
@@ -156,24 +170,38 @@ class Problem:
         gradient /= self.scale
         hessian = None
         if statistics.gram is not None:
-            hessian = self._hessian(statistics.gram)
+            hessian = self._hessian(statistics.gram, terms)
         return Evaluation(value, gradient.ravel(), hessian)
 
-    def _hessian(self, gram: Array) -> Array:
-        n_outputs, n_terms = self.loss.n_outputs, self.n_terms
+    def _hessian(self, gram: Array, terms: NDArray[np.intp] | None) -> Array:
+        scale = self.scale if terms is None else self.scale[terms]
+        n_outputs, n_terms = self.loss.n_outputs, len(scale)
         hessian = (self.multiplier * gram).reshape(n_outputs, n_terms, n_outputs, n_terms)
         diagonal = np.full(n_terms, self.penalty.strength)
         if self.fit_intercept:
             diagonal[-1] = self.intercept_strength
-        outputs, terms = np.arange(n_outputs), np.arange(n_terms)
-        hessian[outputs[:, None], terms, outputs[:, None], terms] += diagonal
-        hessian /= self.scale[:, None, None]
-        hessian /= self.scale
+        outputs, every = np.arange(n_outputs), np.arange(n_terms)
+        hessian[outputs[:, None], every, outputs[:, None], every] += diagonal
+        hessian /= scale[:, None, None]
+        hessian /= scale
         if self.loss.shift_invariant:
             # Equal shifts of all outputs change the penalty at most: points have no such part, nor
-            # have gradients. With a curvature of one along it, solutions have none either.
-            hessian[:, terms, :, terms] += 1.0 / n_outputs
+            # have gradients. With a curvature of one along it, solutions have none either. Absolute
+            # values are another matter: where an output is zero shifts cost something.
+            free = every[self._n_fixed :]
+            hessian[:, free, :, free] += 1.0 / n_outputs
         return hessian.reshape(n_outputs * n_terms, -1)
+
+    @property
+    def _n_fixed(self) -> int:
+        """Terms, from the first, of which equal shifts of all outputs change absolute values."""
+        return len(self.center) if self.penalty.absolute else 0
+
+    @property
+    def curvature(self) -> Array:
+        """Bounds of the diagonal of the loss's Hessian in the solver's coordinates, shape (d,)."""
+        steepness = self.multiplier * self.loss.curvature_bound * self.survey.weight
+        return np.tile(steepness * self.row_extent**2, self.loss.n_outputs)
 
     @property
     def absolute_weights(self) -> Array:

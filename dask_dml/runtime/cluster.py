@@ -159,7 +159,9 @@ class ClusterExecutor:
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks."""
         kind = "hessian" if request.order == 2 else "gradient"
-        if _answer_nbytes(request) > HOLDER_BYTES and (held := self._held(request)) is not None:
+        # The holder cuts all sums alike, by the terms; a Gram matrix of some has no such parts.
+        is_large = request.columns is None and _answer_nbytes(request) > HOLDER_BYTES
+        if is_large and (held := self._held(request)) is not None:
             return self._evaluate(HeldWork(held), kind)
         return self._evaluate(RoundWork(request), kind)
 

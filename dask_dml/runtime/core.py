@@ -238,10 +238,10 @@ def minimise(
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
             ask = solver.ask(state)
-            request = problem.request(ask.point, ask.order, ask.share, ask.gram_share)
+            request = problem.request(ask.point, ask.order, ask.share, ask.gram_share, ask.terms)
         result = executor.evaluate(request)
         with single_threaded_blas():
-            evaluation = problem.evaluation(ask.point, result.total)
+            evaluation = problem.evaluation(ask.point, result.total, ask.terms)
             if n_rounds == 0 and not np.isfinite(evaluation.value):
                 raise FitError(
                     f"the objective is {evaluation.value} at the first point: rescale X, y or "

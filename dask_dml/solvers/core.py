@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation, Problem
@@ -43,12 +44,15 @@ class Ask(NamedTuple):
     gram_share : float
         Of those rows, the share that the Hessian is formed of. Scaled up, it stands for all rows;
         times both shares, it is of rows that are there, and so below that of all of them.
+    terms : ndarray of int or None
+        Terms, in order, that the Hessian is of; None is all. The point is zero in all others.
     """
 
     point: Array
     order: int
     share: float = 1.0
     gram_share: float = 1.0
+    terms: NDArray[np.intp] | None = None
 
 
 @dataclass(frozen=True, slots=True)
