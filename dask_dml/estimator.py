@@ -183,7 +183,7 @@ class LinearEstimator(BaseEstimator):
         history: History,
     ) -> tuple[Setting, Outcome]:
         is_fresh = keeper is None or not keeper.resumes
-        share = sample_share(sum(source.row_chunks), len(source.feature_names), source.row_nbytes)
+        share = self._sample_share(source)
         survey = executor.survey(self._target_kind, share if is_fresh else 0.0)
         _check_survey(survey.total)
         if keeper is not None:
@@ -292,6 +292,10 @@ class LinearEstimator(BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+    def _sample_share(self, source: Source) -> float:
+        """Share of the rows that come with the survey, for a first point to be found here."""
+        return sample_share(sum(source.row_chunks), len(source.feature_names), source.row_nbytes)
 
     # -- what a subclass says ---------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dask_dml.data.source import Source
 from dask_dml.errors import IncompatibleError
 from dask_dml.estimator import (
     Setting,
@@ -42,6 +43,10 @@ class _SparseLeastSquares(LeastSquares):
                 f"{name}(solver={self.solver!r}) lacks the proximal step that an L1 penalty needs: "
                 "use solver='newton'"
             )
+
+    def _sample_share(self, source: Source) -> float:
+        # The proximal Newton method looks at a sample where it is.
+        return 0.0
 
     def _setting(self, survey: Survey) -> Setting:
         factor = 1.0 / survey.weight

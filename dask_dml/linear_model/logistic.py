@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dask_dml.data.source import Source
 from dask_dml.errors import IncompatibleError
 from dask_dml.estimator import (
     Setting,
@@ -130,6 +131,10 @@ class LogisticRegression(LinearClassifier):
                 f"LogisticRegression(l1_ratio={self.l1_ratio!r}, solver={self.solver!r}): this "
                 "solver lacks the proximal step that an L1 penalty needs; use solver='newton'"
             )
+
+    def _sample_share(self, source: Source) -> float:
+        # The proximal Newton method looks at a sample where it is.
+        return 0.0 if self.l1_ratio else super()._sample_share(source)
 
     def _setting(self, survey: Survey) -> Setting:
         classes = survey.classes
