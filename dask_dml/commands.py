@@ -155,7 +155,7 @@ def demo_command(directory: Path, days: int | None, as_json: bool) -> None:
     show_default=True,
     metavar="auto|ROWS|ROWS,COLUMNS",
     callback=lambda _ctx, _param, value: _parse_chunks(value),
-    help="Size of a block; auto aims at 64 MB.",
+    help="Size of a block; auto aims at 32 MB.",
 )
 @overwrite_option
 @json_option

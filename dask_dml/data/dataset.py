@@ -275,7 +275,7 @@ def write_dataset(
         Shape (n,). Strings and booleans are stored as codes of the sorted labels.
     layout : {"horizontal", "vertical", "hybrid"}
     chunks : "auto", (int, int), dict or int
-        Rows and columns of a block; "auto" aims at blocks of at most 64 MB.
+        Rows and columns of a block; "auto" aims at blocks of at most 32 MB.
     feature_names : sequence of str, optional
         By default the columns of a DataFrame, else x0, x1, ...
     sample_weight : array-like, dask array or Series, optional

@@ -18,7 +18,9 @@ from dask_dml.errors import DataError, IncompatibleError
 
 Layout = Literal["horizontal", "vertical", "hybrid"]
 
-BLOCK_BYTES = 64_000_000
+# Below the 32 MiB from which glibc's malloc asks the system for new pages each time and gives them
+# back at once: decoding larger blocks takes more than twice as long a byte.
+BLOCK_BYTES = 32_000_000
 SMALL_BLOCK_BYTES = 4_000_000
 BLOCKS_PER_MEMORY = 32
 FAIR_SHARE = 8
@@ -128,7 +130,7 @@ def choose_grid(
     Returns
     -------
     BlockGrid
-        Regular, with blocks of at most 64 MB and at most a 32nd of the memory (a single row may
+        Regular, with blocks of at most 32 MB and at most a 32nd of the memory (a single row may
         be more). Once a part of the columns holds 32 MB, its number of blocks is a multiple of
         8, so that 2, 4 or 8 workers share evenly, unless blocks would fall below 4 MB.
 

@@ -23,6 +23,7 @@ import recovery
 import streaming
 from comparison import Comparison
 from figures import PAGE, Part, keep, page, say
+from reading import bench_codecs
 from works import WORKS, Work
 
 
@@ -34,7 +35,9 @@ def bench_work(work: Work, scale: float, python: str) -> Part:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     own = costs.BENCHES | streaming.BENCHES | growth.BENCHES | recovery.BENCHES
-    names = [*WORKS, *own]
+    beside = {name: partial(bench_work, work) for name, work in WORKS.items()}
+    beside["codecs"] = bench_codecs
+    names = [*beside, *own]
     parser.add_argument(
         "names", nargs="*", choices=[[], *names], metavar="NAME", help=", ".join(names)
     )
@@ -43,9 +46,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"put the figures into {PAGE.name}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    benches = own | {
-        name: partial(bench_work, work, python=arguments.peers) for name, work in WORKS.items()
-    }
+    benches = own | {name: partial(bench, python=arguments.peers) for name, bench in beside.items()}
     parts: dict[str, Part] = {}
     for name in arguments.names or names:
         start_s = time.perf_counter()

@@ -59,7 +59,7 @@ def test_chosen_blocks_keep_to_their_limits(n, p, itemsize, layout, memory_bytes
 
 @pytest.mark.parametrize(
     ("n_rows", "n_blocks"),
-    [(1_000, 1), (285_000, 1), (290_000, 8), (4_000_000, 8), (11_000_000, 24)],
+    [(1_000, 1), (285_000, 1), (290_000, 8), (4_000_000, 16), (11_000_000, 40)],
 )
 def test_horizontal_block_counts_share_evenly_among_workers(n_rows: int, n_blocks: int) -> None:
     grid = choose_grid(n_rows, 28, 4)
