@@ -127,6 +127,41 @@ def test_solvers_without_a_proximal_step_are_refused(model):
         model.fit([[0.0], [1.0]], [0, 1])
 
 
-def test_several_classes_are_refused_with_l1():
-    with pytest.raises(IncompatibleError, match="classes"):
-        LogisticRegression(l1_ratio=0.5).fit([[0.0], [1.0], [2.0]], [0, 1, 2])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize("C", [0.02, 1.0])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_three_classes_agree_with_scikit_learn(ratio, C, fit_intercept):
+    rng = np.random.default_rng(6)
+    X = rng.normal(size=(600, 8))
+    y = (X[:, :3] + rng.gumbel(size=(600, 3))).argmax(axis=1)
+    arguments = {"C": C, "l1_ratio": ratio, "fit_intercept": fit_intercept}
+    model = LogisticRegression(**arguments, tol=1e-12).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        expected = sk.LogisticRegression(**arguments, solver="saga", tol=1e-11, max_iter=10**5)
+        expected.fit(X, y)
+
+    def objective(m):
+        losses = -m.predict_log_proba(X)[np.arange(600), y].sum()
+        absolute, squares = np.abs(m.coef_).sum(), (m.coef_**2).sum()
+        return C * losses + ratio * absolute + (1.0 - ratio) / 2.0 * squares
+
+    left = objective(model) / objective(expected) - 1.0
+    assert left <= model.gap_ + 1e-14
+    assert model.gap_ <= 1e-12
+    np.testing.assert_allclose(model.coef_, expected.coef_, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(model.coef_ == 0.0, np.abs(expected.coef_) < 1e-8)
+    np.testing.assert_allclose(model.predict_proba(X), expected.predict_proba(X), atol=1e-6)
+
+
+def test_the_gap_of_several_classes_bounds_what_is_left_wherever_a_fit_stops():
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(200, 5))
+    y = (2.0 * X[:, :3] + rng.gumbel(size=(200, 3))).argmax(axis=1)
+    model = LogisticRegression(l1_ratio=1.0, tol=1e-12).fit(X, y)
+    history = model.history_
+    best = history["objective"].iloc[-1]
+    left = (history["objective"] - best) / history["objective"]
+    certain = history["gap"].notna()
+    assert certain.sum() >= 2
+    assert np.all(left[certain] <= history["gap"][certain] + 1e-14)

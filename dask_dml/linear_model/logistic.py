@@ -40,7 +40,7 @@ class LogisticRegression(LinearClassifier):
         Inverse strength of the penalty, positive; ``inf`` for none.
     l1_ratio : float
         Share of the L1 norm in the penalty, which then is ``l1_ratio * |coef|_1 + (1 - l1_ratio) *
-        0.5 * |coef|^2``; for two classes.
+        0.5 * |coef|^2``.
     tol : float
         Relative gap to reach: (objective - optimum) / objective.
     fit_intercept : bool
@@ -142,11 +142,6 @@ class LogisticRegression(LinearClassifier):
         loss = LogisticLoss() if n_classes == 2 else MultinomialLoss(n_classes)
         survey, factors = self._weighted(survey)
         unpenalised = np.isinf(self.C)
-        if self.l1_ratio and not unpenalised and n_classes > 2:
-            raise IncompatibleError(
-                f"LogisticRegression(l1_ratio={self.l1_ratio!r}) and {n_classes} classes do not go "
-                "together: an L1 penalty is for two classes; use l1_ratio=0, or one model a class"
-            )
         ratio = float(self.l1_ratio)
         problem = Problem(
             loss,

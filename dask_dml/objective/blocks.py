@@ -153,6 +153,8 @@ def block_statistics(
     if request.order == 2 and request.columns is not None:
         first = block_statistics(replace(request, order=1), X, target, weight)
         some = request.of_columns(request.columns)
+        if not some.theta.size:
+            return replace(first, gram=np.zeros((0, 0)))
         chosen = _chosen_columns(X, request.columns)
         return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
     if scipy.sparse.issparse(X):

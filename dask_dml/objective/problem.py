@@ -190,7 +190,7 @@ class Problem:
             # values are another matter: where an output is zero shifts cost something.
             free = every[self._n_fixed :]
             hessian[:, free, :, free] += 1.0 / n_outputs
-        return hessian.reshape(n_outputs * n_terms, -1)
+        return hessian.reshape((n_outputs * n_terms,) * 2)
 
     @property
     def _n_fixed(self) -> int:

@@ -21,7 +21,6 @@ from dask_dml.solvers.core import (
     STALLED,
     Ask,
     Goal,
-    NewtonStep,
     SolverState,
     StoredState,
     is_descent,
@@ -106,7 +105,12 @@ class ProximalNewton:
     and the rows' scores :math:`\delta_i = x_{iS}^T d`, add :math:`\phi''_i \delta_i` to the
     derivatives of the losses. That makes the conditions of the coordinates in S exact; those of
     the others, that derivatives are within the weights, hold where
-    :math:`|g_j| + \sqrt{H_{jj} e_S^T H_{SS}^{-1} e_S} \le l_j`, by Cauchy and Schwarz.
+    :math:`|g_j| + \sqrt{H_{jj} e_S^T H_{SS}^{-1} e_S} \le l_j`, by Cauchy and Schwarz. For the
+    logarithmic losses the conjugate at that point is a divergence of the probabilities
+    :math:`p_k (1 + u_k)` from :math:`p_k`, with :math:`|u_k|` at most the largest difference of a
+    row's :math:`\delta`, and
+    :math:`(1 + u) \log(1 + u) - u \le u^2 (a + (1 - a) \log(1 - a)) / a^2` for
+    :math:`|u| \le a`: the same bound again. S is what is not zero, or all of the Hessian.
 
     References
     ----------
@@ -170,15 +174,15 @@ class ProximalNewton:
         point = self.ask(state).point
         n_iter = state.n_iter + (0 if first else 1)
         accepted = replace(state, point=point, value=evaluation.value, n_iter=n_iter)
+        own = self._coordinates(state.terms)
         is_last = state.stage == len(self.shares) - 1
         unsure = np.zeros(len(point), dtype=bool)
         if is_last:
-            newton, unsure = self._certificate(point, evaluation, state.terms)
-            gap = np.nan if unsure.any() else newton.gap
+            gap, unsure = self._certificate(point, evaluation, own)
+            gap = np.nan if unsure.any() else gap
             accepted = replace(accepted, gap=relative_gap(evaluation.value, gap, gap))
             if accepted.gap <= self.goal.tol:
                 return replace(accepted, reason=CONVERGED)
-        own = self._coordinates(state.terms)
         here, hessian = point[own], evaluation.hessian
         linear = evaluation.gradient[own] - hessian @ here
         better = point.copy()
@@ -226,7 +230,7 @@ class ProximalNewton:
         curved = evaluation.hessian @ direction
         value = evaluation.value + slope + 0.5 * float(direction @ curved)
         there = Evaluation(value, evaluation.gradient + curved, evaluation.hessian)
-        gap = self._certificate(better, there, state.terms)[0].gap
+        gap, _ = self._certificate(better, there, self._coordinates(state.terms))
         return replace(
             state,
             point=better,
@@ -237,22 +241,43 @@ class ProximalNewton:
         )
 
     def _certificate(
-        self, point: Array, evaluation: Evaluation, terms: NDArray[np.intp]
-    ) -> tuple[NewtonStep, NDArray[np.bool_]]:
-        """The bounds on the gap, and the coordinates whose conditions they do not cover."""
-        own = self._coordinates(terms)
+        self, point: Array, evaluation: Evaluation, own: NDArray[np.intp]
+    ) -> tuple[float, NDArray[np.bool_]]:
+        """The bound on the gap, and the coordinates whose conditions it does not cover.
+
+        Parameters
+        ----------
+        point : ndarray of shape (d,)
+        evaluation : Evaluation
+        own : ndarray of int
+            Coordinates that its Hessian is of.
+        """
         least = least_subgradient(point, evaluation.gradient, self.absolute)
-        goal = replace(
-            self.goal,
-            row_extent=self.goal.row_extent[terms],
-            convexity=self.goal.convexity[own],
-        )
-        newton = newton_step(Evaluation(evaluation.value, least[own], evaluation.hessian), goal)
-        unsure = np.ones(len(point), dtype=bool)
-        unsure[own] = False
+        is_needed = (point[own] != 0.0) | (least[own] != 0.0) | (self.absolute[own] == 0.0)
+        gap, unsure = self._bound(evaluation, least, own, np.flatnonzero(is_needed))
+        if unsure.any() and not is_needed.all():
+            gap, unsure = self._bound(evaluation, least, own, np.arange(len(own)))
+        return gap, unsure
+
+    def _bound(
+        self, evaluation: Evaluation, least: Array, own: NDArray[np.intp], part: NDArray[np.intp]
+    ) -> tuple[float, NDArray[np.bool_]]:
+        """That by the Newton step on a part of the Hessian's coordinates."""
+        if evaluation.hessian is None:
+            raise ValueError("the gap is bounded with a Hessian")
+        chosen = own[part]
+        gap, decrement2 = 0.0, 0.0
+        if len(chosen):
+            hessian = evaluation.hessian[np.ix_(part, part)]
+            extent = np.tile(self.goal.row_extent, len(least) // self._n_terms)[chosen]
+            goal = replace(self.goal, row_extent=extent, convexity=self.goal.convexity[chosen])
+            newton = newton_step(Evaluation(evaluation.value, least[chosen], hessian), goal)
+            gap, decrement2 = newton.gap, newton.decrement2
+        unsure = np.ones(len(least), dtype=bool)
+        unsure[chosen] = False
         slack = self.absolute[unsure] - np.abs(evaluation.gradient[unsure])
-        unsure[unsure] = slack < np.sqrt(self.curvature[unsure] * newton.decrement2)
-        return newton, unsure
+        unsure[unsure] = slack < np.sqrt(self.curvature[unsure] * decrement2)
+        return gap, unsure
 
     def _next_terms(
         self,

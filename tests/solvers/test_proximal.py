@@ -140,13 +140,14 @@ def least_squares_objective(model, X, y, alpha, ratio):
 
 @pytest.mark.parametrize("shape", [(3_000, 200), (80, 400)])
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
-@pytest.mark.parametrize("ratio", [1.0, 0.7])
-def test_wide_least_squares_agree_with_scikit_learn(shape, share, ratio):
+@pytest.mark.parametrize(("ratio", "fit_intercept"), [(1.0, True), (0.7, True), (1.0, False)])
+def test_wide_least_squares_agree_with_scikit_learn(shape, share, ratio, fit_intercept):
     X, y, _ = made(*shape)
     X = X.astype(np.float64)
     alpha = share * np.abs(X.T @ (y - y.mean())).max() / len(y)
-    model = ElasticNet(alpha=alpha, l1_ratio=ratio).fit(X, y)
-    expected = sk.ElasticNet(alpha=alpha, l1_ratio=ratio, tol=1e-11, max_iter=10**6).fit(X, y)
+    arguments = {"alpha": alpha, "l1_ratio": ratio, "fit_intercept": fit_intercept}
+    model = ElasticNet(**arguments).fit(X, y)
+    expected = sk.ElasticNet(**arguments, tol=1e-11, max_iter=10**6).fit(X, y)
     best = least_squares_objective(expected, X, y, alpha, ratio)
     left = least_squares_objective(model, X, y, alpha, ratio) / best - 1.0
     assert left <= model.gap_ <= 1e-8
