@@ -23,6 +23,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 
+from dask_dml.data.csr import as_csr, csr_nbytes, is_csr
 from dask_dml.data.inputs import made_up_names
 from dask_dml.data.layout import choose_grid
 from dask_dml.data.source import ArraySource, Source, dask_source
@@ -295,7 +296,9 @@ class LinearEstimator(BaseEstimator):
 
     def _sample_share(self, source: Source) -> float:
         """Share of the rows that come with the survey, for a first point to be found here."""
-        return sample_share(sum(source.row_chunks), len(source.feature_names), source.row_nbytes)
+        n_rows = sum(source.row_chunks)
+        row_nbytes = sum(source.block_nbytes) / n_rows
+        return sample_share(n_rows, len(source.feature_names), row_nbytes)
 
     # -- what a subclass says ---------------------------------------------------------------
 
@@ -348,8 +351,12 @@ class LinearEstimator(BaseEstimator):
             sample_weight = _weights(sample_weight, X.shape[0])
         named = getattr(self, "feature_names_in_", None)
         names = None if named is None else tuple(str(name) for name in named)
+        itemsize: float = X.dtype.itemsize
+        if is_csr(X):
+            X = as_csr(X, X.dtype)
+            itemsize = csr_nbytes(X) / (X.shape[0] * X.shape[1])
         # Blocks of 8 MB: Dask warns of tasks of 10 MB, as which they go to the workers.
-        grid = choose_grid(X.shape[0], X.shape[1], X.dtype.itemsize, memory_bytes=_SENT_BYTES)
+        grid = choose_grid(X.shape[0], X.shape[1], itemsize, memory_bytes=_SENT_BYTES)
         made_up = tuple(made_up_names(X.shape[1]))
         return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
 

@@ -37,7 +37,7 @@ def room(rooms: str, packages: frozenset[str] | set[str]) -> Room:
 
 # In order of height: a room may only name rooms above it in this table, so imports form no cycle.
 BASE = "errors version"
-DATA = f"{BASE} data.layout data.inputs data.store data"
+DATA = f"{BASE} data.layout data.csr data.inputs data.store data"
 FAULTS = "faults faults.checkpoint exchange faults.simulation"
 ENGINE = f"{DATA} objective solvers {FAULTS} runtime report"
 MODELS = f"{ENGINE} estimator linear_model top"
@@ -47,9 +47,10 @@ ROOMS = {
     "objective": room("errors", NUMERIC | {"numba", "threadpoolctl"}),
     "solvers": room("errors objective", NUMERIC),
     "data.layout": room("errors", {"numpy"}),
-    "data.inputs": room("errors data.layout", FRAMES),
-    "data.store": room(f"{BASE} data.layout data.inputs", FRAMES | {"psutil", "zarr"}),
-    "data": room(f"{BASE} data.layout data.inputs data.store", FRAMES),
+    "data.csr": room("", NUMERIC),
+    "data.inputs": room("errors data.layout data.csr", FRAMES),
+    "data.store": room(f"{BASE} data.layout data.csr data.inputs", FRAMES | {"psutil", "zarr"}),
+    "data": room(f"{BASE} data.layout data.csr data.inputs data.store", FRAMES),
     "faults": room("errors objective", NUMERIC),
     "faults.checkpoint": room(f"{DATA} objective solvers faults", FRAMES),
     "exchange": room("errors objective faults", NUMERIC),

@@ -110,7 +110,7 @@ class BlockGrid:
 def choose_grid(
     n_rows: int,
     n_columns: int,
-    itemsize: int,
+    itemsize: float,
     layout: Layout = "horizontal",
     memory_bytes: int | None = None,
 ) -> BlockGrid:
@@ -120,8 +120,8 @@ def choose_grid(
     ----------
     n_rows, n_columns : int
         Shape of the data.
-    itemsize : int
-        Bytes of one value.
+    itemsize : float
+        Bytes of one value; of sparse data all bytes, over the number of rows times columns.
     layout : {"horizontal", "vertical", "hybrid"}
         Which side is cut. Vertical and hybrid grids have up to four column parts.
     memory_bytes : int, optional
@@ -148,7 +148,7 @@ def choose_grid(
     n_parts = 1 if layout == "horizontal" else min(COLUMN_PARTS, n_columns)
     columns_per_block = -(-n_columns // n_parts)
     row_bytes = columns_per_block * itemsize
-    n_blocks = -(-n_rows // max(1, limit_bytes // row_bytes))
+    n_blocks = -(-n_rows // max(1, int(limit_bytes / row_bytes)))
     if layout == "hybrid":
         n_blocks = max(n_blocks, 2)
     if layout != "vertical":

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import dask
 import dask.array as da
 import numpy as np
-from dask.delayed import Delayed
+from dask.delayed import Delayed, delayed
 from dask.optimization import cull
 from numpy.typing import NDArray
 
+from dask_dml.data.csr import csr_nbytes, csr_rows, is_csr
 from dask_dml.data.inputs import made_up_names, with_known_chunks
 from dask_dml.errors import DataError
 
@@ -47,8 +49,8 @@ class Source(Protocol):
         Names of the columns, made up where there are none.
     row_chunks : tuple of int
         Rows of each block.
-    row_nbytes : float
-        Bytes of one row of X in memory.
+    block_nbytes : tuple of float
+        Bytes of X of each block in memory.
     """
 
     @property
@@ -56,7 +58,7 @@ class Source(Protocol):
     @property
     def row_chunks(self) -> tuple[int, ...]: ...
     @property
-    def row_nbytes(self) -> float: ...
+    def block_nbytes(self) -> tuple[float, ...]: ...
 
     def loaders(self) -> list[BlockLoader]:
         """One loader a block."""
@@ -71,9 +73,11 @@ class _SliceLoader:
 
     def __call__(self) -> RawBlock:
         rows = slice(self.start, self.stop)
-        weight = self.source.sample_weight
+        X, weight = self.source.X, self.source.sample_weight
         return RawBlock(
-            self.source.X[rows], self.source.y[rows], None if weight is None else weight[rows]
+            csr_rows(X, self.start, self.stop) if is_csr(X) else X[rows],
+            self.source.y[rows],
+            None if weight is None else weight[rows],
         )
 
 
@@ -98,10 +102,12 @@ class ArraySource:
     row_chunks: tuple[int, ...]
 
     @property
-    def row_nbytes(self) -> float:
-        """Bytes of one row of X."""
-        nbytes = self.X.data.nbytes if hasattr(self.X, "indptr") else self.X.nbytes
-        return float(nbytes / max(self.X.shape[0], 1))
+    def block_nbytes(self) -> tuple[float, ...]:
+        """Bytes of X of each block."""
+        return tuple(
+            float(csr_nbytes(block.X) if is_csr(block.X) else block.X.nbytes)
+            for block in (loader() for loader in self.loaders())
+        )
 
     def loaders(self) -> list[BlockLoader]:
         """One loader a block; slices, which copy nothing."""
@@ -145,22 +151,33 @@ class DaskSource:
     y : dask array of shape (n,)
     sample_weight : dask array of shape (n,) or None
     feature_names : tuple of str
+    known_nbytes : tuple of float or None
+        Bytes of X of each block, where they are known without its being computed.
     """
 
     X: da.Array
     y: da.Array
     sample_weight: da.Array | None
     feature_names: tuple[str, ...]
+    known_nbytes: tuple[float, ...] | None = None
 
     @property
     def row_chunks(self) -> tuple[int, ...]:
         """Rows of each block."""
         return tuple(int(n) for n in self.X.chunks[0])
 
-    @property
-    def row_nbytes(self) -> float:
-        """Bytes of one row of X."""
-        return float(self.X.dtype.itemsize * self.X.shape[1])
+    @cached_property
+    def block_nbytes(self) -> tuple[float, ...]:
+        """Bytes of X of each block."""
+        if self.known_nbytes is not None:
+            return self.known_nbytes
+        row_nbytes = float(self.X.dtype.itemsize * self.X.shape[1])
+        if is_csr(self.X._meta):
+            # How many values there are shows when a block is made: one stands for the others.
+            block = int(np.argmax(np.array(self.row_chunks) > 0))
+            (part,) = self.X.to_delayed(optimize_graph=True)[block]
+            row_nbytes = delayed(csr_nbytes)(part).compute() / self.row_chunks[block]
+        return tuple(n * row_nbytes for n in self.row_chunks)
 
     @property
     def arrays(self) -> tuple[da.Array, ...]:
@@ -202,6 +219,7 @@ def dask_source(
     y: da.Array,
     sample_weight: da.Array | None,
     feature_names: tuple[str, ...] | None,
+    known_nbytes: tuple[float, ...] | None = None,
 ) -> DaskSource:
     """Cut dask arrays alike, into blocks of whole rows.
 
@@ -213,6 +231,8 @@ def dask_source(
         Rechunked to the rows of X where they are cut otherwise.
     feature_names : tuple of str or None
         None makes them up.
+    known_nbytes : tuple of float or None
+        Bytes of X of each block, where they are known.
 
     Raises
     ------
@@ -244,4 +264,5 @@ def dask_source(
         feature_names = tuple(made_up_names(X.shape[1]))
     if math.prod(X.shape) == 0:
         raise DataError(f"X has shape {X.shape}: at least one row and one column are needed")
-    return DaskSource(X, aligned["y"], aligned.get("sample_weight"), feature_names)
+    weight = aligned.get("sample_weight")
+    return DaskSource(X, aligned["y"], weight, feature_names, known_nbytes)

@@ -100,7 +100,7 @@ class ClusterExecutor:
         self._source = source
         self._run_id = run_id or new_run_id()
         policy = policy or FaultPolicy()
-        self._block_nbytes = [max(n, 1) * source.row_nbytes for n in source.row_chunks]
+        self._block_nbytes = [max(nbytes, 1.0) for nbytes in source.block_nbytes]
         self._roster = Roster(client)
         self._speeds = Speeds(self._block_nbytes)
         self._rounds_s: dict[str, list[float]] = {}

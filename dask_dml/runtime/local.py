@@ -68,7 +68,7 @@ class LocalExecutor:
         if memory_bytes is None:
             memory_bytes = int(psutil.virtual_memory().available // 2)
         self._loaders = source.loaders()
-        self._resident = source.row_nbytes * sum(source.row_chunks) <= memory_bytes
+        self._resident = sum(source.block_nbytes) <= memory_bytes
         self._raw: list[RawBlock] = []
         self._encoded: list[EncodedBlock] = []
         self._encoder: Encoder = TargetEncoder()

@@ -118,7 +118,9 @@ class Roster:
     async def _ask(self, worker: str) -> Any:
         # Not a function of ours: where the package is missing, that could not be unpickled. In a
         # thread: a newcomer imports for seconds, and its event loop would be silent meanwhile.
-        code = "__import__('dask_dml').__version__"
+        # And scipy.sparse, before a block is unpickled there: threads that import the whole of it
+        # and a part of it at the same time lock each other out.
+        code = "(__import__('dask_dml').__version__, __import__('scipy.sparse'))[0]"
         answer = await self._client.run(
             asyncio.to_thread, eval, code, workers=[worker], on_error="return"
         )

@@ -47,7 +47,7 @@ def test_blocks_of_arrays_are_their_rows_uncopied(rows, weighted):
     source = ArraySource(X, y, weight, ("a", "b", "c"), CHUNKS)
     assert_blocks(source, X, y, weight)
     assert all(np.shares_memory(load().X, X) for load in source.loaders())
-    assert source.row_nbytes == 8 * P
+    assert source.block_nbytes == tuple(8 * P * n for n in CHUNKS)
 
 
 def test_blocks_of_sparse_rows(rows):
@@ -55,7 +55,10 @@ def test_blocks_of_sparse_rows(rows):
     X[np.abs(X) < 1.0] = 0.0
     source = ArraySource(scipy.sparse.csr_array(X), y, None, ("a", "b", "c"), CHUNKS)
     np.testing.assert_array_equal(np.vstack([load().X.toarray() for load in source.loaders()]), X)
-    assert source.row_nbytes < 8 * P
+    assert all(np.shares_memory(load().X.data, source.X.data) for load in source.loaders())
+    values = [int(np.count_nonzero(block)) for block in np.split(X, np.cumsum(CHUNKS)[:-1])]
+    index_bytes = [12 * n + 4 * (n_rows + 1) for n, n_rows in zip(values, CHUNKS, strict=True)]
+    assert source.block_nbytes == tuple(index_bytes)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -69,7 +72,7 @@ def test_dask_arrays_cut_otherwise_are_cut_like_x(rows, weighted):
     )
     assert source.row_chunks == CHUNKS
     assert source.feature_names == ("x0", "x1", "x2")
-    assert source.row_nbytes == 8 * P
+    assert source.block_nbytes == tuple(8 * P * n for n in CHUNKS)
     assert_blocks(source, X, y, weight if weighted else None)
 
 

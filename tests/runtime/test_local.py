@@ -100,7 +100,7 @@ class Counting:
 
     feature_names = NAMES
     row_chunks = CHUNKS
-    row_nbytes = 8.0 * P
+    block_nbytes = tuple(8.0 * P * n for n in CHUNKS)
 
     def loaders(self):
         return [

@@ -1,0 +1,37 @@
+"""Sparse rows on a cluster: they stay sparse, and give the bits that this process gives."""
+
+from __future__ import annotations
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import scipy.sparse
+
+from dask_dml.linear_model import LogisticRegression
+
+pytestmark = pytest.mark.usefixtures("quiet", "small_blocks")
+
+
+@pytest.fixture(scope="module")
+def sparse(problem):
+    return scipy.sparse.csr_array(np.where(np.abs(problem.X) < 1.0, 0.0, problem.X))
+
+
+@pytest.mark.parametrize("target", ["two", "three"])
+def test_rows_of_this_process(client, problem, local, same_bits, sparse, target):
+    y = getattr(problem, target)
+    fitted = LogisticRegression().fit(sparse, y, problem.weight)
+    same_bits(fitted, LogisticRegression(runtime=local).fit(sparse, y, problem.weight))
+    assert set(fitted.history_["workers"]) == {2}
+
+
+@pytest.mark.parametrize("persisted", [False, True], ids=["lazy", "persisted"])
+def test_dask_arrays_of_sparse_blocks(client, problem, local, same_bits, sparse, persisted):
+    data = da.from_array(sparse, chunks=(128, -1), asarray=False), problem.lazy(problem.two)
+    if persisted:
+        data = dask.persist(*data)
+    fitted = LogisticRegression().fit(*data)
+    same_bits(fitted, LogisticRegression(runtime=local).fit(sparse, problem.two))
+    predicted = fitted.predict(data[0])
+    np.testing.assert_array_equal(predicted.compute(), fitted.predict(sparse))
