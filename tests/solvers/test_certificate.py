@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from dask_dml.objective.problem import Evaluation
 from dask_dml.solvers.core import (
     Goal,
+    contracted_gap,
     gradient_gap,
     is_descent,
+    largest_change,
     newton_step,
     relative_gap,
     self_concordant_gaps,
@@ -48,6 +50,44 @@ def test_the_bounds_grow_with_the_decrement(a, b):
     low, high = sorted((a, b))
     for before, after in zip(self_concordant_gaps(low), self_concordant_gaps(high), strict=True):
         assert before <= after * (1.0 + 1e-9)
+
+
+@given(st.floats(1e-6, 5.0), st.floats(1e-3, 1.0), st.floats(1e-6, 1e-2))
+def test_the_bound_by_the_change_of_scores_is_that_of_the_closed_form(change, M, decrement):
+    getcontext().prec = 60
+    r, half = Decimal(change), (Decimal(change) / 2).exp()
+    left = half * (r.exp() - 1 - r) / r * Decimal(decrement)
+    a = Decimal(M) * half * left
+    exact = float((a + (1 - a) * (1 - a).ln()) / (Decimal(M) * half) ** 2) if a < 1 else np.inf
+    found = contracted_gap(M, decrement, change)
+    assert found >= exact * (1.0 - 1e-8)
+    assert found <= exact * 1.03
+
+
+@given(st.integers(0, 200), st.floats(0.01, 3.0))
+def test_no_gap_after_a_step_is_above_its_bounds(seed, size):
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([rng.uniform(-1.0, 1.0, size=(60, 3)), np.ones(60)])
+    y = rng.integers(0, 2, 60).astype(float)
+
+    def evaluated(point):
+        z = X @ point
+        p = 1.0 / (1.0 + np.exp(-z))
+        value = np.logaddexp(0.0, z).sum() - y @ z + 0.5 * point @ point
+        return Evaluation(value, X.T @ (p - y) + point, (X.T * (p * (1 - p))) @ X + np.eye(4))
+
+    goal = Goal(1e-8, 100, 1.0, np.ones(4), np.ones(4))
+    optimum = np.zeros(4)
+    for _ in range(20):
+        optimum = optimum + newton_step(evaluated(optimum), goal).direction
+    start = optimum + size * rng.normal(size=4)
+    step = newton_step(evaluated(start), goal)
+    left = evaluated(start + step.direction).value - evaluated(optimum).value
+    assert left <= step.gap_after + 1e-12
+    M = np.sqrt(4 / np.linalg.eigvalsh(evaluated(start).hessian)[0])
+    change = largest_change(step.direction, np.ones(4))
+    assert np.abs(X @ step.direction).max() <= change
+    assert left <= contracted_gap(M, np.sqrt(step.decrement2), change) + 1e-12
 
 
 def test_the_step_lowers_the_bound_when_it_is_short_and_there_is_none_when_it_is_long():
