@@ -186,7 +186,7 @@ class LinearEstimator(BaseEstimator):
         is_fresh = keeper is None or not keeper.resumes
         share = self._sample_share(source)
         survey = executor.survey(self._target_kind, share if is_fresh else 0.0)
-        _check_survey(survey.total)
+        check_survey(survey.total)
         if keeper is not None:
             keeper.check_data(survey.total)
         setting = self._setting(survey.total)
@@ -523,7 +523,8 @@ def _weights(sample_weight: Any, n_rows: int) -> NDArray[Any]:
     return weights
 
 
-def _check_survey(survey: Survey) -> None:
+def check_survey(survey: Survey) -> None:
+    """Refuse data without weight."""
     if survey.weight <= 0.0:
         raise DataError("sample_weight is zero in every row: give some rows a positive weight")
 
@@ -538,6 +539,8 @@ def _plain(name: str, value: Any) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(name, item) for item in value]
     raise TypeError(f"the parameter {name}={value!r} cannot be written to a store")
 
 
@@ -547,6 +550,8 @@ def plain_value(value: Any) -> Any:
         if "float" in value:
             return float(value["float"])
         return {key: plain_value(item) for key, item in value["items"]}
+    if isinstance(value, list):
+        return [plain_value(item) for item in value]
     return value
 
 

@@ -3,7 +3,7 @@
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
-from dask_dml.linear_model.logistic import LogisticRegression
+from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.models import load_model
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
@@ -15,6 +15,7 @@ __all__ = [
     "LinearSVC",
     "LinearSVR",
     "LogisticRegression",
+    "LogisticRegressionCV",
     "PoissonRegressor",
     "Ridge",
     "TweedieRegressor",

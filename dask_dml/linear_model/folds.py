@@ -79,6 +79,7 @@ def folds_of(
     if type(cv) is KFold and not cv.shuffle:
         return cv.n_splits, consecutive_folds(source.row_chunks, cv.n_splits)
     if is_stratified and type(cv) is StratifiedKFold and not cv.shuffle:
+        folds = stratified_folds(survey, len(source.row_chunks), cv.n_splits)
         if (least := survey.class_rows.min()) < cv.n_splits:
             warnings.warn(
                 f"The least populated class in y has only {least:.0f} members, which is less than "
@@ -86,8 +87,7 @@ def folds_of(
                 UserWarning,
                 stacklevel=2,
             )
-        n_blocks = len(source.row_chunks)
-        return cv.n_splits, stratified_folds(survey, n_blocks, cv.n_splits)
+        return cv.n_splits, folds
     if not isinstance(source, ArraySource):
         made = type(cv).__name__ if isinstance(cv, BaseCrossValidator) else "an iterable"
         raise IncompatibleError(

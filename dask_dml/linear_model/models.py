@@ -13,13 +13,14 @@ from dask_dml.estimator import (
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
-from dask_dml.linear_model.logistic import LogisticRegression
+from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 ESTIMATORS: dict[str, type[LinearEstimator]] = {
     cls.__name__: cls
     for cls in (
         LogisticRegression,
+        LogisticRegressionCV,
         LinearRegression,
         Ridge,
         Lasso,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dask_dml.faults import FaultEvent
-from dask_dml.objective import Statistics
 from dask_dml.runtime.core import Event, FitStarted, RoundEnded, RoundResult
 
 HISTORY_COLUMNS = {
@@ -95,7 +95,7 @@ class History:
         return pd.DataFrame(self.faults, columns=list(FAULT_COLUMNS))
 
 
-def _load(result: RoundResult[Statistics]) -> dict[str, float]:
+def _load(result: RoundResult[Any]) -> dict[str, float]:
     busy = list(result.busy_s.values())
     mean = sum(busy) / len(busy)
     return {"busy_s": max(busy), "balance": max(busy) / mean if mean > 0.0 else 1.0}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -156,7 +156,7 @@ class RoundEnded:
     gap: float
     n_iter: int
     passes: float
-    result: RoundResult[Statistics]
+    result: RoundResult[Any]
 
 
 @dataclass(frozen=True, slots=True)

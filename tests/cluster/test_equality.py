@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 import dask_dml as dml
 from dask_dml.datasets.synthetic import higgs_like
-from dask_dml.linear_model import LogisticRegression, Ridge
+from dask_dml.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -21,6 +21,7 @@ MODELS = {
     "multinomial": (LogisticRegression(C=0.5), "three"),
     "balanced": (LogisticRegression(class_weight="balanced", solver="lbfgs"), "three"),
     "ridge": (Ridge(alpha=2.0), "number"),
+    "cross-validated": (LogisticRegressionCV(Cs=3, cv=3, scoring="neg_log_loss"), "two"),
 }
 
 

@@ -1,0 +1,232 @@
+"""What the cross-validated estimators share: solve for all penalties and folds, score, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_dml.data.source import Source
+from dask_dml.errors import IncompatibleError
+from dask_dml.estimator import LinearEstimator, Setting, check_survey, is_number
+from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
+from dask_dml.linear_model.folds import check_folds, folds_of
+from dask_dml.objective import Problem, Survey
+from dask_dml.objective.folds import FoldEncoder
+from dask_dml.objective.held_out import HeldOutRequest, Metric
+from dask_dml.objective.losses import Array
+from dask_dml.objective.survey import TargetEncoder
+from dask_dml.report.history import History
+from dask_dml.report.progress import default_progress
+from dask_dml.runtime import Executor, Listener, Outcome, RunSpec
+from dask_dml.runtime.cross_validation import CrossValidation
+from dask_dml.runtime.sample import start_from_sample
+from dask_dml.solvers.core import CONVERGED, MAX_ITER, SolverState
+from dask_dml.solvers.joint import JointNewton, JointState
+
+T = TypeVar("T")
+
+# Coordinates up to which every fold may have a Hessian of its own.
+_MOST_COORDINATES = 2000
+
+
+class Grid(NamedTuple):
+    """Models of every penalty and fold, and how they score on the rows held out.
+
+    Attributes
+    ----------
+    theta : ndarray of shape (n_folds, n_penalties, K, q)
+        Coefficients of centred columns, and the intercept last when there is one.
+    scores : ndarray of shape (n_folds, n_penalties)
+    is_solved : bool
+        Whether all models were found to the tolerance.
+    """
+
+    theta: Array
+    scores: Array
+    is_solved: bool
+
+    @property
+    def best(self) -> int:
+        """The first penalty whose mean score over the folds is the highest."""
+        return int(np.argmax(self.scores.sum(axis=0)))
+
+
+class CrossValidated(LinearEstimator):
+    """Base of the estimators that choose a penalty by cross-validation.
+
+    A subclass says its `_problems`, one a penalty, and its `_metric`, and takes the `Grid` of all
+    models in `_take_grid`.
+    """
+
+    cv: Any
+    path_tol: float
+
+    # What a single fit lets one choose; a checkpoint of many models there is not.
+    solver: str = "newton"
+    warm_start: bool = False
+    checkpoint: Checkpoint | str | Path | None = None
+
+    _is_score_weighted: bool
+
+    def _problems(self, survey: Survey) -> tuple[list[Problem], TargetEncoder]:
+        raise TypeError(f"{type(self).__name__} does not say what it minimises")
+
+    def _metric(self, survey: Survey) -> Metric:
+        raise TypeError(f"{type(self).__name__} does not say how it scores")
+
+    def _take_grid(self, problems: Sequence[Problem], grid: Grid) -> None:
+        raise TypeError(f"{type(self).__name__} does not say what its scores are")
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        name = type(self).__name__
+        check_folds(name, self.cv)
+        if not (is_number(self.path_tol) and self.path_tol > 0.0):
+            raise ValueError(f"{name}(path_tol=...) must be a positive number: {self.path_tol!r}")
+
+    def _minimise(
+        self,
+        source: Source,
+        executor: Executor,
+        run_id: str,
+        keeper: CheckpointKeeper | None,
+        history: History,
+    ) -> tuple[Setting, Outcome]:
+        name, share = type(self).__name__, self._sample_share(source)
+        survey = executor.survey(self._target_kind, share)
+        check_survey(survey.total)
+        problems, encoder = self._problems(survey.total)
+        middle, passes = problems[len(problems) // 2], 1.0
+        if middle.n_coordinates > _MOST_COORDINATES:
+            raise IncompatibleError(
+                f"{name} takes a Hessian of every fold, and {middle.n_coordinates} coefficients "
+                f"are more than {_MOST_COORDINATES}: use scikit-learn's GridSearchCV around an "
+                "estimator with solver='lbfgs'"
+            )
+        n_folds, folds = folds_of(name, self.cv, source, survey.total)
+        start = middle.start()
+        if share and middle.loss.self_concordance > 0.0:
+            start, spent = start_from_sample(middle, encoder, survey)
+            passes += spent
+        executor.encode(FoldEncoder(encoder, folds, self._is_score_weighted))
+        joint = JointNewton(problems, n_folds, self.max_iter)
+        run = RunSpec(
+            run_id,
+            "joint-newton",
+            type(middle.loss).__name__,
+            survey.total.n_rows,
+            len(source.feature_names),
+            len(source.row_chunks),
+            self.max_iter,
+            self.tol,
+        )
+        listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
+        rounds = CrossValidation(executor, run, survey, listeners, passes)
+        rounds.begin()
+        state, grid = models_of_folds(
+            rounds,
+            joint,
+            joint.start(middle.request(start, 1).theta),
+            self._metric(survey.total),
+            self.path_tol,
+        )
+        self._take_grid(problems, grid)
+        setting, outcome = self._refitted(rounds, joint, state, grid, encoder)
+        rounds.end(outcome.state.reason, outcome.state.gap)
+        return setting, outcome
+
+    def _refitted(
+        self,
+        rounds: CrossValidation,
+        joint: JointNewton,
+        state: JointState,
+        grid: Grid,
+        encoder: TargetEncoder,
+    ) -> tuple[Setting, Outcome]:
+        """The model of the best penalty, fitted to all rows."""
+        problem, number = joint.problems[grid.best], joint.at(grid.best, None)
+        state = rounds.solve(joint, state, np.array([number]), self.tol, number)
+        while not joint.is_exact(state, number, self.tol):
+            state = joint.reopened(state, number)
+            state = rounds.solve(joint, state, np.array([number]), self.tol, number)
+        is_solved = grid.is_solved and state.is_solved(self.tol)[number]
+        point = (state.trial[number] * problem.scale).ravel()
+        final = SolverState(
+            point,
+            float(state.value[number]),
+            float(state.gap[number]),
+            int(state.n_iter[number]),
+            CONVERGED if is_solved else MAX_ITER,
+        )
+        return Setting(problem, encoder, point), Outcome(final, rounds.passes)
+
+
+def models_of_folds(
+    rounds: CrossValidation, joint: JointNewton, state: JointState, metric: Metric, tol: float
+) -> tuple[JointState, Grid]:
+    """Solve for every penalty and fold, and score the models on the rows held out.
+
+    Parameters
+    ----------
+    rounds : CrossValidation
+    joint : JointNewton
+    state : JointState
+        That of its start.
+    metric : Metric
+    tol : float
+        Relative gap to reach.
+    """
+    n_penalties, n_folds = len(joint.problems), joint.n_folds
+    numbers = np.array([[joint.at(i, k) for i in range(n_penalties)] for k in range(n_folds)])
+    wanted, focus = np.sort(numbers.ravel()), joint.at(n_penalties // 2, None)
+    state = rounds.solve(joint, state, wanted, tol, focus)
+    theta = state.trial[numbers]
+    request = HeldOutRequest(metric, theta, joint.problems[0].center)
+    scores = rounds.score(request, state, wanted, focus)
+    return state, Grid(theta, scores, bool(state.is_solved(tol)[wanted].all()))
+
+
+def coefficients_of(problem: Problem, theta: Array) -> tuple[Array, Array]:
+    """Coefficients (..., K, p) and intercepts (..., K) as given, of those of centred columns."""
+    if not problem.fit_intercept:
+        return theta, np.zeros(theta.shape[:-1])
+    coef = theta[..., :-1]
+    return coef, theta[..., -1] - coef @ problem.center
+
+
+def metric_of(name: str, scoring: Any, metrics: Mapping[str, T]) -> T:
+    """The metric that `scoring` names, of those that are sums over rows.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them.
+    """
+    if isinstance(scoring, str) and scoring in metrics:
+        return metrics[scoring]
+    raise ValueError(
+        f"{name}(scoring={scoring!r}) is not a score that can be summed over blocks of rows: use "
+        f"one of {', '.join(map(repr, metrics))}, or scikit-learn's GridSearchCV"
+    )
+
+
+def penalty_values(name: str, parameter: str, values: Any, has_zero: bool) -> NDArray[np.float64]:
+    """Values of a penalty's parameter, shape (m,).
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one is not a number, is negative, or is 0 and `has_zero` is False.
+    """
+    numbers = np.asarray(values)
+    if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iuf":
+        raise ValueError(f"{name}({parameter}=...) must be a list of numbers, got {values!r}")
+    bad = numbers[~((numbers >= 0.0) if has_zero else (numbers > 0.0))]
+    if len(bad):
+        least = "at least 0" if has_zero else "positive"
+        raise ValueError(f"{name}({parameter}=...): every value must be {least}, found {bad[0]}")
+    return numbers.astype(np.float64)

@@ -1,0 +1,198 @@
+"""Scores of held-out rows: what a metric sums over the rows of each fold, of many models at once.
+
+Only metrics that are functions of sums over rows can be taken in a pass over blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threaded_blas
+from dask_dml.objective.folds import fold_rows
+from dask_dml.objective.losses import Array, LogisticLoss, MultinomialLoss
+from dask_dml.objective.survey import HeldOut
+
+# scikit-learn takes probabilities to be at least this far from 0.
+_LARGEST_LOG_LOSS = -float(np.log(np.finfo(np.float64).eps))
+
+
+class Metric(Protocol):
+    """A score as a function of sums over rows; greater is better.
+
+    Attributes
+    ----------
+    n_sums : int
+    """
+
+    @property
+    def n_sums(self) -> int: ...
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """What is summed, with weights: shape (n_sums, n), of scores (n, K) and targets (n,)."""
+        ...
+
+    def value(self, sums: Array) -> Array:
+        """Scores of shape (...) from sums of shape (..., n_sums)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _MeanOfRows:
+    """What metrics share that are means of something over rows."""
+
+    @property
+    def n_sums(self) -> int:
+        """That of the values, and of the weights."""
+        return 2
+
+    def value(self, sums: Array) -> Array:
+        """The mean."""
+        return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy(_MeanOfRows):
+    """Share of rows whose class is predicted right."""
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """1 where it is, else 0."""
+        predicted = scores[:, 0] > 0.0 if scores.shape[1] == 1 else scores.argmax(axis=1)
+        return np.stack([predicted == target, np.ones(len(target))])
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeLogLoss(_MeanOfRows):
+    """Mean logarithm of the probability of a row's own class."""
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """Minus the log loss."""
+        n_outputs = scores.shape[1]
+        loss = LogisticLoss() if n_outputs == 1 else MultinomialLoss(n_outputs)
+        losses = loss.evaluate(scores, target, 1).loss
+        return np.stack([-np.minimum(losses, _LARGEST_LOG_LOSS), np.ones(len(target))])
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeBrierScore(_MeanOfRows):
+    """Minus the mean squared distance of probabilities from the truth; half of it for two classes.
+
+    Half of it is the squared error of the probability of one of two classes.
+    """
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """Minus the squared distance."""
+        n_outputs = scores.shape[1]
+        if n_outputs == 1:
+            miss = LogisticLoss().evaluate(scores, target, 1).residual[:, 0] ** 2
+        else:
+            miss = (MultinomialLoss(n_outputs).evaluate(scores, target, 1).residual ** 2).sum(
+                axis=1
+            )
+        return np.stack([-miss, np.ones(len(target))])
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeMeanSquaredError(_MeanOfRows):
+    """Minus the mean squared error."""
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """Minus the squared error."""
+        return np.stack([-((scores[:, 0] - _numbers(target)) ** 2), np.ones(len(target))])
+
+
+@dataclass(frozen=True, slots=True)
+class Determination:
+    """Coefficient of determination, R2.
+
+    Attributes
+    ----------
+    center : float
+        A number near the mean of the target, so that its variance does not cancel.
+    """
+
+    center: float
+    n_sums: int = 4
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """Squared error, target and its square, both centred, and 1."""
+        away = _numbers(target) - self.center
+        error = scores[:, 0] - _numbers(target)
+        return np.stack([error * error, away, away * away, np.ones(len(target))])
+
+    def value(self, sums: Array) -> Array:
+        """1 minus the residual over the total sum of squares; of a constant target, 1 or 0."""
+        residual, first, second, weight = np.moveaxis(sums, -1, 0)
+        total = second - first**2 / weight
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = 1.0 - residual / total
+        return np.where(total > 0.0, ratio, np.where(residual > 0.0, 0.0, 1.0))
+
+
+def _numbers(target: NDArray[np.generic]) -> Array:
+    return np.asarray(target, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutSums:
+    """What a metric sums, of each fold and model: values of shape (n_folds, n_models, n_sums)."""
+
+    values: Array
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.values + other.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its array."""
+        return self.values.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutRequest:
+    """Asks every block for a metric's sums of held-out rows, by the models of their fold.
+
+    Attributes
+    ----------
+    metric : Metric
+    theta : ndarray of shape (n_folds, n_models, K, q)
+        Coefficients, and the intercept last when there is one, for centred columns.
+    center : ndarray of shape (p,)
+    """
+
+    metric: Metric
+    theta: Array
+    center: Array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.theta.nbytes + self.center.nbytes
+
+    def of_block(
+        self,
+        X: BlockMatrix,
+        target: NDArray[np.generic],
+        weight: Array | None,
+        held_out: HeldOut,
+    ) -> HeldOutSums:
+        """Sums of one block; the training weights play no part."""
+        n_folds, n_models, n_outputs, n_terms = self.theta.shape
+        values = np.zeros((n_folds, n_models, self.metric.n_sums))
+        with single_threaded_blas():
+            for k, rows in fold_rows(held_out.fold):
+                models = np.ascontiguousarray(self.theta[k].reshape(-1, n_terms).T)
+                y = target[rows]
+                w = np.ones(len(y)) if held_out.weight is None else held_out.weight[rows]
+                start = 0
+                for design in design_blocks(X[rows], n_terms, self.center):
+                    part = slice(start, start + len(design))
+                    scores = (design @ models).reshape(len(design), n_models, n_outputs)
+                    for model in range(n_models):
+                        summed = self.metric.of_rows(scores[:, model], y[part])
+                        values[k, model] += summed @ w[part]
+                    start = part.stop
+        return HeldOutSums(values)
