@@ -163,11 +163,16 @@ def block_statistics(
         return sparse_statistics(request, X, target, weight)
     from dask_dml.objective import kernels
 
-    code = kernels.code_of(request.loss)
+    loss = kernels.compiled_loss(request.loss)
     is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
-    if code is None or not is_narrow:
+    if loss is None or not is_narrow:
         return reference_statistics(request, X, target, weight)
-    return _compiled_statistics(code, request, X, target, weight)
+    sums = kernels.Sums(loss, request.theta, request.center, request.order)
+    values = np.require(target, np.float64, ["C", "A"])
+    for start, piece in _pieces(X, sums.subblock_rows):
+        rows = slice(start, start + len(piece))
+        sums.add(piece, values[rows], None if weight is None else weight[rows])
+    return Statistics(X.shape[0], sums.loss, sums.gradient, sums.gram)
 
 
 def _sampled_statistics(
@@ -210,31 +215,6 @@ def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
     return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
 
 
-def _compiled_statistics(
-    code: int,
-    request: Request,
-    X: BlockMatrix,
-    target: NDArray[np.generic],
-    weight: Array | None,
-) -> Statistics:
-    from dask_dml.objective import kernels
-
-    n_rows, n_terms = X.shape[0], request.theta.shape[1]
-    values = np.require(target, np.float64, ["C", "A"])
-    theta = np.ascontiguousarray(request.theta[0])
-    loss_sum, gradient = np.zeros(1), np.zeros(n_terms)
-    gram = np.zeros((n_terms, n_terms)) if request.order == 2 else None
-    for start, piece in _pieces(X, kernels.subblock_rows(n_terms)):
-        rows = slice(start, start + len(piece))
-        w = None if weight is None else weight[rows]
-        kernels.add_sums(
-            code, piece, theta, request.center, values[rows], w, loss_sum, gradient, gram
-        )
-    if gram is not None:
-        gram = np.triu(gram) + np.triu(gram, 1).T
-    return Statistics(n_rows, float(loss_sum[0]), gradient[None], gram)
-
-
 def _pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
     """The rows in C order, as float32 or float64, and where they start: whole where they are so."""
     n_rows, n_columns = X.shape
@@ -257,7 +237,7 @@ def reference_statistics(
 ) -> Statistics:
     """The sums of `block_statistics` by NumPy: what the compiled ones are tested against.
 
-    For losses of several outputs and for wide Gram matrices it is also what is used.
+    For losses that are not compiled and for wide Gram matrices it is also what is used.
     """
     n_outputs, n_terms = request.theta.shape
     loss_sum = 0.0

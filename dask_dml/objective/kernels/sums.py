@@ -1,0 +1,392 @@
+"""The sums of a block of dense rows, compiled.
+
+Rows are taken in sub-blocks that stay in cache, as float64, centred, with a column of ones for the
+intercept, and in *panels*: eight columns of all rows, then the next eight. Every sum has its order
+written out:
+
+- the score of a row is the sum of eight sums over every eighth column;
+- within a sub-block, the loss is the sum of eight sums over every eighth row, the gradient of four
+  over every fourth, or, of several outputs, in row order, as is the Gram matrix;
+- sub-blocks are added in order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from dask_dml.objective.kernels.lanes import (
+    LANES,
+    first_of,
+    load,
+    prefetch,
+    spread,
+    store,
+    total,
+    totals,
+)
+from dask_dml.objective.kernels.losses import SIGNATURE, CompiledLoss
+from dask_dml.objective.losses import Array
+
+# Its decorators are not typed.
+_inlined: Any = numba.njit(error_model="numpy")
+
+_SCRATCH_BYTES = 128 * 1024
+_MOST_ROWS = 256
+_LEAST_ROWS = 16
+_TILE = 4
+# How far ahead rows are fetched from memory, which takes as long as all else.
+_ROWS_AHEAD = 32
+
+
+def subblock_rows(n_terms: int, n_outputs: int = 1) -> int:
+    """Rows of a sub-block; pieces of a block that are summed one by one are multiples of it."""
+    fitting = _SCRATCH_BYTES // (8 * (_padded(n_terms) + 3 * n_outputs))
+    return min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
+
+
+def _padded(n_terms: int) -> int:
+    return -(-n_terms // LANES) * LANES
+
+
+class Sums:
+    """Sums over rows, to which pieces of a block are added in order.
+
+    Parameters
+    ----------
+    loss : CompiledLoss
+    theta : ndarray of shape (K, q)
+        Coefficients, and the intercept last where q = p + 1.
+    center : ndarray of shape (p,)
+        Subtracted from the columns.
+    order : {1, 2}
+        1: loss and gradient. 2: the Gram matrix too.
+    """
+
+    def __init__(self, loss: CompiledLoss, theta: Array, center: Array, order: int) -> None:
+        n_outputs, n_terms = theta.shape
+        padded = _padded(n_terms)
+        self._loss = loss
+        self._shape = theta.shape
+        self._order = order
+        self._theta = np.zeros((n_outputs, padded))
+        self._theta[:, :n_terms] = theta
+        self._center = np.zeros(padded)
+        self._center[: len(center)] = center
+        self._loss_sum = np.zeros(1)
+        self._gradient = np.zeros((n_outputs, padded))
+        n_grams = n_outputs * (n_outputs - 1) // 2 if loss.is_coupled else n_outputs
+        self._grams = np.zeros((n_grams if order == 2 else 0, padded, padded))
+        self.subblock_rows = subblock_rows(n_terms, n_outputs)
+
+    def add(self, X: NDArray[np.generic], target: Array, weight: Array | None) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, p), float32 or float64
+            In C order; it need not be aligned. Unless these are the last rows, n is a multiple of
+            ``subblock_rows``.
+        target : ndarray of shape (n,)
+        weight : ndarray of shape (n,) or None
+        """
+        _kernel(X.dtype.itemsize)(
+            self._loss.evaluate,
+            self._loss.parameters,
+            self._loss.is_coupled,
+            X,
+            self._theta,
+            self._center,
+            target,
+            np.empty(0) if weight is None else weight,
+            self._shape[1],
+            self.subblock_rows,
+            self._loss_sum,
+            self._gradient,
+            self._grams,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Weighted sum of losses."""
+        return float(self._loss_sum[0])
+
+    @property
+    def gradient(self) -> Array:
+        """Its gradient, shape (K, q)."""
+        return np.ascontiguousarray(self._gradient[:, : self._shape[1]])
+
+    @property
+    def gram(self) -> Array | None:
+        """Its Hessian, shape (K q, K q), outputs outermost; None where it was not asked for."""
+        n_outputs, q = self._shape
+        if self._order == 1:
+            return None
+        gram = np.zeros((n_outputs, q, n_outputs, q))
+        blocks = (_symmetric(self._grams[number, :q, :q]) for number in range(len(self._grams)))
+        if not self._loss.is_coupled:
+            for k, block in enumerate(blocks):
+                gram[k, :, k] = block
+        else:
+            for k in range(n_outputs):
+                for j, block in zip(range(k), blocks, strict=False):
+                    gram[k, :, k] += block
+                    gram[j, :, j] += block
+                    gram[k, :, j] = gram[j, :, k] = -block
+        return gram.reshape(n_outputs * q, n_outputs * q)
+
+
+def _symmetric(upper: Array) -> Array:
+    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
+
+
+@functools.cache
+def _kernel(itemsize: int) -> Callable[..., None]:
+    """The kernel for blocks of a type; declared unaligned, as blocks from the wire are."""
+    item = types.float32 if itemsize == 4 else types.float64
+    rows = types.Array(item, 2, "C", readonly=True, aligned=False)
+    read = types.Array(types.float64, 1, "C", readonly=True, aligned=False)
+    vector, matrix, matrices = (types.Array(types.float64, ndim, "C") for ndim in (1, 2, 3))
+    count = types.int64
+    loss = (types.FunctionType(SIGNATURE), vector, types.boolean)
+    data = (rows, matrix, vector, read, read, count, count)
+    compiled: Callable[..., None] = numba.njit(
+        types.void(*loss, *data, vector, matrix, matrices),
+        cache=True,
+        nogil=True,
+        error_model="numpy",
+    )(_add_sums)
+    return compiled
+
+
+def _add_sums(
+    evaluate: Any,
+    parameters: Array,
+    is_coupled: bool,
+    X: Any,
+    theta: Array,
+    center: Array,
+    target: Array,
+    weight: Array,
+    n_terms: int,
+    most_rows: int,
+    loss_sum: Array,
+    gradient: Array,
+    grams: Array,
+) -> None:
+    n_rows, n_columns = X.shape
+    n_outputs, padded = theta.shape
+    n_panels = padded // LANES
+    # What is beyond the data stays zero, or is rows without a residual: it adds nothing.
+    panels = _panels(n_panels, most_rows)
+    scaled = _panels(n_panels if len(grams) else 0, most_rows)
+    last = np.zeros(LANES)
+    if n_terms > n_columns:
+        last[n_columns % LANES] = 1.0
+        panels[n_columns // LANES, :, n_columns % LANES] = 1.0
+    losses, factors = np.zeros(most_rows), np.zeros(most_rows)
+    scores = np.zeros((n_outputs, most_rows))
+    residuals = np.zeros((n_outputs, most_rows))
+    curvatures = np.zeros((n_outputs, most_rows))
+    for start in range(0, n_rows, most_rows):
+        m = min(most_rows, n_rows - start)
+        whole = (m + LANES - 1) // LANES * LANES
+        for i in range(0, whole, LANES):
+            _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
+            _score_eight(panels, theta, i, scores)
+        evaluate(scores, target[start : start + m], parameters, losses, residuals, curvatures)
+        if len(weight):
+            _weigh(losses, weight, start, m)
+            for k in range(n_outputs):
+                _weigh(residuals[k], weight, start, m)
+        losses[m:whole] = 0.0
+        residuals[:, m:whole] = 0.0
+        subtotal = spread(0.0)
+        for i in range(0, whole, LANES):
+            subtotal += load(losses, i)
+        loss_sum[0] += total(subtotal)
+        _add_gradient(panels, residuals, whole, gradient)
+        if len(grams) and is_coupled:
+            number = 0
+            for k in range(n_outputs):
+                for j in range(k):
+                    for i in range(m):
+                        factors[i] = curvatures[k, i] * curvatures[j, i]
+                    if len(weight):
+                        _weigh(factors, weight, start, m)
+                    _add_gram(panels, factors, m, scaled, grams[number])
+                    number += 1
+        elif len(grams):
+            for k in range(n_outputs):
+                if len(weight):
+                    _weigh(curvatures[k], weight, start, m)
+                _add_gram(panels, curvatures[k], m, scaled, grams[k])
+
+
+@_inlined
+def _weigh(values: Array, weight: Array, start: int, m: int) -> None:
+    # A row without weight adds nothing, also where its loss overflows.
+    for i in range(m):
+        w = weight[start + i]
+        values[i] = values[i] * w if w > 0.0 else 0.0
+
+
+@_inlined
+def _panels(n_panels: int, n_rows: int) -> Array:
+    """Zeros for panels of some rows, whose groups of eight lie on cache lines of their own."""
+    # With more room than rows, a row's groups are not a multiple of 4096 bytes apart, at which
+    # distance processors take a load to be of what was just stored.
+    room = n_rows + LANES
+    size = n_panels * room * LANES
+    buffer = np.zeros(size + LANES)
+    skipped = -buffer.ctypes.data % 64 // 8
+    return buffer[skipped : skipped + size].reshape(n_panels, room, LANES)
+
+
+@_inlined
+def _fill_eight(
+    X: Any, start: int, m: int, center: Array, last: Array, panels: Array, to: int
+) -> None:
+    """Put eight rows or less into the panels, centred."""
+    n_columns, room = X.shape[1], panels.shape[1]
+    n_whole, n_left = n_columns // LANES, n_columns % LANES
+    if m < LANES or (start + LANES) * n_columns + LANES > X.size:
+        # There is not as much to read as below.
+        for i in range(m):
+            for j in range(n_columns):
+                panels[j // LANES, to + i, j % LANES] = X[start + i, j] - center[j]
+        return
+    ahead = (start + _ROWS_AHEAD) * n_columns
+    for place in range(ahead, ahead + LANES * n_columns, 64 // X.itemsize):
+        prefetch(X, place)
+    for g in range(n_whole):
+        shift = load(center, g * LANES)
+        at, put = start * n_columns + g * LANES, (g * room + to) * LANES
+        store(panels, put, load(X, at) - shift)
+        store(panels, put + 8, load(X, at + n_columns) - shift)
+        store(panels, put + 16, load(X, at + 2 * n_columns) - shift)
+        store(panels, put + 24, load(X, at + 3 * n_columns) - shift)
+        store(panels, put + 32, load(X, at + 4 * n_columns) - shift)
+        store(panels, put + 40, load(X, at + 5 * n_columns) - shift)
+        store(panels, put + 48, load(X, at + 6 * n_columns) - shift)
+        store(panels, put + 56, load(X, at + 7 * n_columns) - shift)
+    if n_left:
+        # What is read beyond the last columns is the next row's, and is not used.
+        shift, filling = load(center, n_whole * LANES), load(last, 0)
+        at, put = start * n_columns + n_whole * LANES, (n_whole * room + to) * LANES
+        for i in range(LANES):
+            values = load(X, at + i * n_columns) - shift
+            store(panels, put + i * LANES, first_of(values, filling, n_left))
+
+
+@_inlined
+def _score_eight(panels: Array, theta: Array, i: int, scores: Array) -> None:
+    n_panels, room = panels.shape[0], panels.shape[1]
+    for k in range(len(theta)):
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
+        for g in range(n_panels):
+            t = load(theta, (k * n_panels + g) * LANES)
+            at = (g * room + i) * LANES
+            s0 += load(panels, at) * t
+            s1 += load(panels, at + 8) * t
+            s2 += load(panels, at + 16) * t
+            s3 += load(panels, at + 24) * t
+            s4 += load(panels, at + 32) * t
+            s5 += load(panels, at + 40) * t
+            s6 += load(panels, at + 48) * t
+            s7 += load(panels, at + 56) * t
+        store(scores, k * scores.shape[1] + i, totals(s0, s1, s2, s3, s4, s5, s6, s7))
+
+
+@_inlined
+def _add_gradient(panels: Array, residuals: Array, whole: int, gradient: Array) -> None:
+    n_panels, room = panels.shape[0], panels.shape[1]
+    n_outputs = len(residuals)
+    n_tiled = n_outputs // _TILE * _TILE
+    for g in range(n_panels):
+        at = g * room * LANES
+        for k in range(0, n_tiled, _TILE):
+            to = (k * n_panels + g) * LANES
+            _add_tile(
+                residuals,
+                k * residuals.shape[1],
+                residuals.shape[1],
+                1,
+                panels,
+                at,
+                whole,
+                gradient,
+                to,
+                n_panels,
+            )
+        for k in range(n_tiled, n_outputs):
+            s0 = s1 = s2 = s3 = spread(0.0)
+            for i in range(0, whole, 4):
+                s0 += spread(residuals[k, i]) * load(panels, at + i * LANES)
+                s1 += spread(residuals[k, i + 1]) * load(panels, at + (i + 1) * LANES)
+                s2 += spread(residuals[k, i + 2]) * load(panels, at + (i + 2) * LANES)
+                s3 += spread(residuals[k, i + 3]) * load(panels, at + (i + 3) * LANES)
+            to = (k * n_panels + g) * LANES
+            store(gradient, to, load(gradient, to) + ((s0 + s1) + (s2 + s3)))
+
+
+@_inlined
+def _add_gram(panels: Array, factors: Array, m: int, scaled: Array, gram: Array) -> None:
+    """Add to the upper triangle, and to what is left of it in a group of eight columns."""
+    n_panels, room = panels.shape[0], panels.shape[1]
+    for g in range(n_panels):
+        for i in range(m):
+            at = (g * room + i) * LANES
+            store(scaled, at, spread(factors[i]) * load(panels, at))
+    for g in range(n_panels):
+        at = g * room * LANES
+        for a in range(0, (g + 1) * LANES, _TILE):
+            scalars = a // LANES * room * LANES + a % LANES
+            _add_tile(
+                scaled,
+                scalars,
+                1,
+                LANES,
+                panels,
+                at,
+                m,
+                gram,
+                a * n_panels * LANES + g * LANES,
+                n_panels,
+            )
+
+
+@_inlined
+def _add_tile(
+    scalars: Array,
+    at: int,
+    output_step: int,
+    row_step: int,
+    panels: Array,
+    panel: int,
+    m: int,
+    sums: Array,
+    to: int,
+    n_panels: int,
+) -> None:
+    """Add, in row order, four multiples of each row of a panel to four rows of sums."""
+    scalars = scalars.reshape(scalars.size)
+    s0 = s1 = s2 = s3 = spread(0.0)
+    for i in range(m):
+        row = load(panels, panel + i * LANES)
+        s0 += spread(scalars[at]) * row
+        s1 += spread(scalars[at + output_step]) * row
+        s2 += spread(scalars[at + 2 * output_step]) * row
+        s3 += spread(scalars[at + 3 * output_step]) * row
+        at += row_step
+    step = n_panels * LANES
+    store(sums, to, load(sums, to) + s0)
+    store(sums, to + step, load(sums, to + step) + s1)
+    store(sums, to + 2 * step, load(sums, to + 2 * step) + s2)
+    store(sums, to + 3 * step, load(sums, to + 3 * step) + s3)
