@@ -364,8 +364,7 @@ class LinearEstimator(BaseEstimator):
         d = problem.n_coordinates
         goal = Goal.of(problem, self.tol, self.max_iter)
         if problem.penalty.absolute > 0.0:
-            n_rows = problem.survey.n_rows
-            return ProximalNewton(goal, problem.absolute_weights, problem.curvature, n_rows)
+            return ProximalNewton.of(problem, self.tol, self.max_iter)
         name = self.solver
         newton = Newton(goal)
         n_rows = problem.survey.n_rows

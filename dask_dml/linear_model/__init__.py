@@ -1,6 +1,7 @@
 """Linear models: scikit-learn's names and objectives, on data of any size."""
 
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
+from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
@@ -9,8 +10,10 @@ from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 __all__ = [
     "ElasticNet",
+    "ElasticNetCV",
     "GammaRegressor",
     "Lasso",
+    "LassoCV",
     "LinearRegression",
     "LinearSVC",
     "LinearSVR",

@@ -11,6 +11,7 @@ from dask_dml.estimator import (
     plain_value,
 )
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
+from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
@@ -25,6 +26,8 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         Ridge,
         Lasso,
         ElasticNet,
+        LassoCV,
+        ElasticNetCV,
         PoissonRegressor,
         GammaRegressor,
         TweedieRegressor,

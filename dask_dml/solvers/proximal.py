@@ -8,13 +8,14 @@ gradient, which comes along for all of them, tells which are missing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
 from dask_dml.objective.losses import Array
-from dask_dml.objective.problem import Evaluation
+from dask_dml.objective.problem import Evaluation, Problem
 from dask_dml.solvers.core import (
     CONVERGED,
     MAX_ITER,
@@ -91,6 +92,10 @@ class ProximalNewton:
         Bounds of the diagonal of the loss's Hessian, everywhere; inf where there is none.
     n_rows : int
         Of the data.
+    shares : tuple of float
+        Shares of the rows that are looked at one after the other; the last is all.
+    is_screened : bool
+        Whether Hessians are of some terms only; for losses of one output.
     name : str
 
     Notes
@@ -124,29 +129,30 @@ class ProximalNewton:
     absolute: Array
     curvature: Array
     n_rows: int
+    shares: tuple[float, ...] = (1.0,)
+    is_screened: bool = False
     name: str = "proximal-newton"
+
+    @classmethod
+    def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
+        """The method for a problem: screened where it is wide, with a sample of many rows."""
+        goal, n_rows = Goal.of(problem, tol, max_iter), problem.survey.n_rows
+        is_screened = problem.n_terms > _NARROW and problem.loss.n_outputs == 1
+        share = max(_LEAST_SHARE, _SAMPLE_ROWS / n_rows)
+        # Where one Hessian is the whole of the function, it is enough to have it.
+        is_one_pass = goal.self_concordance == 0.0 and not is_screened
+        shares = (1.0,) if share > _LARGEST_SHARE or is_one_pass else (share, 1.0)
+        weights, bounds = problem.absolute_weights, problem.curvature
+        return cls(goal, weights, bounds, n_rows, shares, is_screened)
 
     @property
     def _n_terms(self) -> int:
         return len(self.goal.row_extent)
 
-    @property
-    def _is_screened(self) -> bool:
-        """Whether Hessians are of some terms only; several outputs share theirs."""
-        return _NARROW < self._n_terms == len(self.absolute)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Shares of the rows that the stages look at; the last is all."""
-        share = max(_LEAST_SHARE, _SAMPLE_ROWS / max(self.n_rows, 1))
-        # Where one Hessian is the whole of the function, it is enough to have it.
-        is_one_pass = self.goal.self_concordance == 0.0 and not self._is_screened
-        return (1.0,) if share > _LARGEST_SHARE or is_one_pass else (share, 1.0)
-
     def start(self, point: Array) -> ProximalNewtonState:
         """State before the first round."""
         terms = np.arange(self._n_terms)
-        if self._is_screened:
+        if self.is_screened:
             terms = np.flatnonzero((point != 0.0) | (self.absolute == 0.0))
         return ProximalNewtonState(
             point, np.inf, np.nan, 0, "", 0, terms, np.zeros_like(point), 0.0, 1.0
@@ -291,7 +297,7 @@ class ProximalNewton:
         Those that are not zero stay, those whose gradient nearly is their weight are kept ready,
         and of those that have to join the ones that lack most do so first.
         """
-        if not self._is_screened:
+        if not self.is_screened:
             return terms, False
         kept = (better != 0.0) | (self.absolute == 0.0)
         excess = np.abs(gradient) - self.absolute

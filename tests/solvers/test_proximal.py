@@ -25,7 +25,7 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
-from dask_dml.solvers import Goal, ProximalNewton
+from dask_dml.solvers import ProximalNewton
 from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
 
 
@@ -62,8 +62,7 @@ def set_up(loss, X, y, penalty, multiplier, kind):
     names = tuple(map(str, range(X.shape[1])))
     survey = survey_block(kind, names, 0, X, y, None)
     problem = Problem(loss, penalty, multiplier, survey, fit_intercept=True)
-    goal = Goal.of(problem, 1e-12, 100)
-    solver = ProximalNewton(goal, problem.absolute_weights, problem.curvature, len(X))
+    solver = ProximalNewton.of(problem, 1e-12, 100)
 
     def evaluate(ask):
         request = problem.request(ask.point, ask.order, ask.share, terms=ask.terms)
@@ -123,9 +122,9 @@ def test_a_state_that_is_stored_between_rounds_goes_on_to_the_same_bits(is_logis
     loss, target = (LogisticLoss(), label * 1.0) if is_logistic else (SquaredLoss(), y)
     penalty = ElasticNetPenalty(0.0, 300.0)
     problem, solver, evaluate = set_up(loss, X, target, penalty, 1.0, kind)
-    solver = replace(solver, n_rows=100_000)  # so that there is a sample
+    solver = replace(solver, shares=(0.2, 1.0))
+    assert solver.is_screened
     whole, n_rounds = minimised(solver, evaluate, problem.start())
-    assert len(solver.shares) == 2
     for stored_at in range(n_rounds):
         state, _ = minimised(solver, evaluate, problem.start(), stored_at)
         np.testing.assert_array_equal(state.point, whole.point)
