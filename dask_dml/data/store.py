@@ -23,7 +23,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath, WrapperStore, ZipStore
@@ -208,7 +208,7 @@ def check_free(place: Place, overwrite: bool) -> None:
 
 
 def read_chunk(array: Array, name: str, url: str, block_id: tuple[int, ...]) -> NDArray[Any]:
-    """Read one chunk of an array, and check its bytes.
+    """Read one chunk of an array, and check its bytes; values may be read-only.
 
     Parameters
     ----------
@@ -228,7 +228,8 @@ def read_chunk(array: Array, name: str, url: str, block_id: tuple[int, ...]) -> 
         for i, size, length in zip(block_id, array.chunks, array.shape, strict=True)
     ]
     try:
-        values = np.asarray(array[tuple(slice(*b) for b in bounds)])
+        # The chunks of an edge are as large as all others, filled up behind the array's end.
+        values = sync(_decoded(array, block_id))[tuple(slice(b - a) for a, b in bounds)]
         return values.astype(object) if values.dtype.kind == "T" else values
     except (_MissingChunkError, ValueError, TypeError, RuntimeError, EOFError) as error:
         cause = error
@@ -238,6 +239,18 @@ def read_chunk(array: Array, name: str, url: str, block_id: tuple[int, ...]) -> 
         f"{url}: chunk {chunk} of array {name!r} {problem}. Restore it from a copy, or write the "
         "dataset again"
     ) from cause
+
+
+async def _decoded(array: Array, block_id: tuple[int, ...]) -> NDArray[Any]:
+    """One whole chunk as zarr's pipeline decodes it; indexing the array would copy it once more."""
+    inner, prototype = array.async_array, default_buffer_prototype()
+    key = inner.metadata.encode_chunk_key(block_id)
+    encoded = await (inner.store_path / key).get(prototype)
+    spec = inner.metadata.get_chunk_spec(block_id, array.config, prototype)
+    (chunk,) = await inner.codec_pipeline.decode([(encoded, spec)])
+    if chunk is None:
+        raise _MissingChunkError(key)
+    return np.asarray(chunk.as_numpy_array())
 
 
 class _MissingChunkError(Exception):

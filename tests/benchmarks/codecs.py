@@ -2,8 +2,8 @@
 
     python tests/benchmarks/codecs.py FOLDER
 
-FOLDER holds matrices as NAME.npy, and has room for stores. Prints a list of JSON objects. Storage is
-played on a local folder: what a disk or an object store would take to give the bytes is slept.
+FOLDER holds matrices as NAME.npy, and has room for stores. Prints a list of JSON objects. Storage
+is played on a local folder: what a disk or an object store would take to give the bytes is slept.
 Needs NumPy, zarr and zarrs, and nothing of dask_dml; started by reading.py.
 """
 
