@@ -49,6 +49,7 @@ from dask_dml.solvers import (
     SubsampledNewton,
 )
 from dask_dml.solvers.core import CONVERGED
+from dask_dml.solvers.perspective import NO_SCALE
 from dask_dml.version import __version__
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ _SENT_BYTES = 32 * 8_000_000
 
 MODEL_FORMAT = 1
 
+_RAISE_MAX_ITER = "raise max_iter, or use solver='newton'"
+_ADVICE = {NO_SCALE: "use a larger epsilon, or QuantileRegressor"}
+
 
 class Setting(NamedTuple):
     """What an estimator minimises, once the survey is known.
@@ -82,11 +86,14 @@ class Setting(NamedTuple):
     encoder : TargetEncoder
     start : ndarray of shape (d,)
         First point, in the problem's coordinates.
+    solver : Solver or None
+        The one that this problem needs; None where the estimator's argument says it.
     """
 
     problem: Problem
     encoder: TargetEncoder
     start: Array
+    solver: Solver[Any] | None = None
 
 
 class LinearEstimator(BaseEstimator):
@@ -106,6 +113,8 @@ class LinearEstimator(BaseEstimator):
     callbacks: Sequence[Listener]
 
     _target_kind: TargetKind
+    # What `save` keeps of a fit, as attributes with an underscore at the end.
+    _fitted: tuple[str, ...] = ("coef", "intercept")
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the model.
@@ -147,7 +156,7 @@ class LinearEstimator(BaseEstimator):
             self.feature_names_in_ = np.asarray(names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        self._take(setting, *setting.problem.coefficients(state.point))
+        self._take(setting, state.point)
         self.gap_ = float(state.gap)
         self.n_iter_ = max(int(state.n_iter), 1)
         self.n_passes_ = float(outcome.passes)
@@ -157,7 +166,7 @@ class LinearEstimator(BaseEstimator):
             warnings.warn(
                 f"{type(self).__name__}(solver={self.solver!r}) stopped before a relative gap of "
                 f"{self.tol:g} ({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
-                "raise max_iter, or use solver='newton'",
+                f"{_ADVICE.get(state.reason, _RAISE_MAX_ITER)}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -195,10 +204,11 @@ class LinearEstimator(BaseEstimator):
         is_warm = self._is_warm()
         is_smooth = setting.problem.penalty.absolute == 0.0
         is_curved = is_smooth and setting.problem.loss.self_concordance > 0.0
+        is_curved = is_curved and setting.solver is None
         if is_fresh and share and is_curved and not is_warm:
             start, spent = start_from_sample(setting.problem, setting.encoder, survey)
             passes += spent
-        solver = self._solver(setting.problem)
+        solver = setting.solver or self._solver(setting.problem)
         run = RunSpec(
             run_id,
             solver.name,
@@ -252,8 +262,7 @@ class LinearEstimator(BaseEstimator):
         check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         arrays = {
-            "coef": np.asarray(self.coef_, dtype=np.float64),
-            "intercept": np.asarray(self.intercept_, dtype=np.float64),
+            name: np.asarray(getattr(self, f"{name}_"), dtype=np.float64) for name in self._fitted
         }
         attributes = {
             "format": MODEL_FORMAT,
@@ -277,10 +286,8 @@ class LinearEstimator(BaseEstimator):
         if attributes["classes"] is not None:
             labels = attributes["classes"]
             self.classes_ = np.asarray(labels["values"], dtype=labels["dtype"])
-        self.coef_ = arrays["coef"]
-        self.intercept_ = (
-            arrays["intercept"] if arrays["intercept"].ndim else float(arrays["intercept"])
-        )
+        for name in self._fitted:
+            setattr(self, f"{name}_", arrays[name] if arrays[name].ndim else float(arrays[name]))
         self.n_features_in_ = int(attributes["n_features"])
         if attributes["feature_names"] is not None:
             self.feature_names_in_ = np.asarray(attributes["feature_names"], dtype=object)
@@ -305,7 +312,7 @@ class LinearEstimator(BaseEstimator):
     def _setting(self, survey: Survey) -> Setting:
         raise TypeError(f"{type(self).__name__} does not say what it minimises")
 
-    def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
+    def _take(self, setting: Setting, point: Array) -> None:
         raise TypeError(f"{type(self).__name__} does not say what its coefficients are")
 
     # -- arguments --------------------------------------------------------------------------

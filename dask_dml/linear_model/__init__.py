@@ -6,12 +6,14 @@ from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, 
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.models import load_model
+from dask_dml.linear_model.robust import HuberRegressor
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 __all__ = [
     "ElasticNet",
     "ElasticNetCV",
     "GammaRegressor",
+    "HuberRegressor",
     "Lasso",
     "LassoCV",
     "LinearRegression",

@@ -87,7 +87,8 @@ class LinearClassifier(ClassifierMixin, LinearEstimator):
             )
         return factors
 
-    def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
+    def _take(self, setting: Setting, point: Array) -> None:
+        coef, intercept = setting.problem.coefficients(point)
         self.classes_ = np.asarray(setting.encoder.classes)
         self.coef_ = coef
         self.intercept_ = intercept

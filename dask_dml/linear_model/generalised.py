@@ -63,7 +63,8 @@ class _GeneralisedLinear(RegressorMixin, LinearEstimator):
                 "at an intercept of minus infinity; there is nothing to fit"
             )
 
-    def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
+    def _take(self, setting: Setting, point: Array) -> None:
+        coef, intercept = setting.problem.coefficients(point)
         self.coef_ = coef[0]
         self.intercept_ = float(intercept[0])
 

@@ -49,7 +49,8 @@ class LeastSquares(RegressorMixin, LinearEstimator):
         shape = np.empty(len(survey.moment1))
         return Setting(problem, TargetEncoder(), self._warm(problem, shape, shape))
 
-    def _take(self, setting: Setting, coef: Array, intercept: Array) -> None:
+    def _take(self, setting: Setting, point: Array) -> None:
+        coef, intercept = setting.problem.coefficients(point)
         self.coef_ = coef[0]
         self.intercept_ = float(intercept[0])
 

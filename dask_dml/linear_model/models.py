@@ -15,6 +15,7 @@ from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
+from dask_dml.linear_model.robust import HuberRegressor
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 ESTIMATORS: dict[str, type[LinearEstimator]] = {
@@ -31,6 +32,7 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         PoissonRegressor,
         GammaRegressor,
         TweedieRegressor,
+        HuberRegressor,
         LinearSVC,
         LinearSVR,
     )

@@ -3,6 +3,7 @@
 from dask_dml.objective.blocks import Request, Statistics, block_statistics
 from dask_dml.objective.losses import (
     GammaLoss,
+    HuberLoss,
     LogisticLoss,
     Loss,
     MultinomialLoss,
@@ -16,10 +17,12 @@ from dask_dml.objective.penalties import ElasticNetPenalty, L2Penalty
 from dask_dml.objective.problem import Problem
 from dask_dml.objective.summation import TreeSum
 from dask_dml.objective.survey import Survey, TargetKind, survey_block
+from dask_dml.objective.width import WidthProblem
 
 __all__ = [
     "ElasticNetPenalty",
     "GammaLoss",
+    "HuberLoss",
     "L2Penalty",
     "LogisticLoss",
     "Loss",
@@ -35,6 +38,7 @@ __all__ = [
     "TargetKind",
     "TreeSum",
     "TweedieLoss",
+    "WidthProblem",
     "block_statistics",
     "survey_block",
 ]

@@ -40,7 +40,8 @@ class Request:
     ----------
     loss : Loss
     theta : ndarray of shape (K, q)
-        Coefficients, and the intercept last when there is one, for centred columns.
+        Coefficients, and the intercept last when there is one, for centred columns; then a 0 for
+        the width of a loss that has one.
     center : ndarray of shape (p,)
         Subtracted from the columns.
     order : {1, 2}
@@ -250,6 +251,8 @@ def reference_statistics(
             stop = start + len(design)
             scores = design @ request.theta.T
             terms = request.loss.evaluate(scores, target[start:stop], request.order)
+            if terms.width_column is not None:
+                design[:, -1] = terms.width_column
             if weight is None:
                 loss_sum += float(terms.loss.sum())
                 residual, curvature, coupling = terms.residual, terms.curvature, terms.coupling

@@ -29,12 +29,17 @@ class LossTerms(NamedTuple):
         Diagonal part of the second derivative; None when it was not asked for.
     coupling : ndarray of shape (n, K) or None
         The vector ``u`` of the part ``-u u^T``; None when outputs do not couple.
+    width_column : ndarray of shape (n,) or None
+        Of a loss ``width * h((z - y) / width)``, the column of ``-(z - y) / width``: beside the
+        features it gives the derivatives in the width, which takes part in no score. None for
+        losses without a width.
     """
 
     loss: Array
     residual: Array
     curvature: Array | None
     coupling: Array | None
+    width_column: Array | None = None
 
 
 class Loss(Protocol):
@@ -362,6 +367,54 @@ class SquaredEpsilonInsensitiveLoss:
         beyond = np.maximum(np.abs(away) - self.epsilon, 0.0)
         curvature = np.where(beyond > 0.0, 2.0, 0.0) if order == 2 else None
         return LossTerms(beyond[:, 0] ** 2, 2.0 * np.sign(away) * beyond, curvature, None)
+
+    def best_constant(self, mean: Array) -> Array:
+        """The mean, about."""
+        return mean
+
+    def typical_curvature(self, mean: Array) -> float:
+        """The bound itself."""
+        return self.curvature_bound
+
+
+@dataclass(frozen=True, slots=True)
+class HuberLoss:
+    """``width * h((z - y) / width)``: half squares between two slopes, and straight beyond.
+
+    ``h(u) = u^2 / 2`` from `lower` to `upper`, with those slopes outside. It is convex in score and
+    width together. Huber's loss has slopes of equal size. With ``-q`` and ``1 - q`` it is the
+    pinball loss of a quantile q, smoothed: at most ``width * max(q, 1 - q)^2 / 2`` lower.
+
+    Its second derivative jumps, so it is not self-concordant.
+
+    Parameters
+    ----------
+    lower, upper : float
+        Slopes in the score, below and above 0.
+    width : float
+        Positive; the last term of a request, whose coefficient is 0.
+    """
+
+    lower: float
+    upper: float
+    width: float = 1.0
+    n_outputs: int = 1
+    self_concordance: float = np.inf
+    shift_invariant: bool = False
+
+    @property
+    def curvature_bound(self) -> float:
+        """That between the slopes."""
+        return 1.0 / self.width
+
+    def evaluate(self, scores: Array, target: NDArray[np.generic], order: int) -> LossTerms:
+        """Terms of the loss, with the column of its width."""
+        away = scores - target.astype(np.float64, copy=False)[:, None]
+        away /= self.width
+        slope = np.clip(away, self.lower, self.upper)
+        loss = self.width * (slope * away - 0.5 * slope**2)
+        curvature = np.where(slope == away, 1.0 / self.width, 0.0) if order == 2 else None
+        return LossTerms(loss[:, 0], slope, curvature, None, -away[:, 0])
 
     def best_constant(self, mean: Array) -> Array:
         """The mean, about."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numba
@@ -25,7 +26,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from dask_dml.objective.blocks import Request, Statistics
-from dask_dml.objective.losses import Array, LossTerms
+from dask_dml.objective.losses import Array, HuberLoss, LossTerms
 
 Csr = scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
@@ -48,18 +49,20 @@ def sparse_statistics(
     """
     rows = canonical(X)
     n_rows, n_columns = rows.shape
-    n_outputs, n_terms = request.theta.shape
+    theta = request.theta[:, :-1] if isinstance(request.loss, HuberLoss) else request.theta
+    n_outputs, n_terms = theta.shape
     kernels = _kernels(rows.data.dtype.str, rows.indices.dtype.str)
     values = (rows.data, rows.indices, rows.indptr)
     shift, center = _split_center(kernels, rows, request.center)
-    coef = np.ascontiguousarray(request.theta[:, :n_columns].T)
-    constant = -(request.theta[:, :n_columns] * center).sum(axis=1)
+    coef = np.ascontiguousarray(theta[:, :n_columns].T)
+    constant = -(theta[:, :n_columns] * center).sum(axis=1)
     if n_terms > n_columns:
-        constant += request.theta[:, -1]
+        constant += theta[:, -1]
     loss_sum = 0.0
     # With the sums of the residuals, and of the curvatures, as those of a last column of ones.
     gradient = np.zeros((n_columns + 1, n_outputs))
     gram = _Gram(n_outputs, n_columns + 1) if request.order == 2 else None
+    width = _WidthSums(n_columns)
     scores = np.empty((subblock_rows(n_outputs), n_outputs))
     for start, stop in _subblocks(n_rows, len(scores)):
         part = scores[: stop - start]
@@ -73,13 +76,51 @@ def sparse_statistics(
         if gram is not None:
             for tile, curvature in gram.parts(terms):
                 kernels.add_gram(*values, start, shift, curvature, tile)
+        if terms.width_column is not None:
+            across = width.add(terms, terms.width_column, kernels.total)
+            kernels.add_gradient(*values, start, shift, across, width.across)
     gradient[:-1] -= center[:, None] * gradient[-1]
-    return Statistics(
+    sums = Statistics(
         n_rows,
         loss_sum,
         np.ascontiguousarray(gradient[:n_terms].T),
         None if gram is None else gram.whole(center, n_terms),
     )
+    return width.beside(sums, center) if isinstance(request.loss, HuberLoss) else sums
+
+
+class _WidthSums:
+    """Sums with the column that a loss with a width puts beside the features.
+
+    Attributes
+    ----------
+    across : ndarray of shape (p + 1, 1)
+        Its row of the Gram matrix.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self.across = np.zeros((n_columns + 1, 1))
+        self._gradient = 0.0
+        self._square = 0.0
+
+    def add(self, terms: LossTerms, column: Array, total: Callable[[Array], float]) -> Array:
+        """Add some rows; their factors of the features in `across`."""
+        self._gradient += total(terms.residual[:, 0] * column)
+        if terms.curvature is None:
+            return np.zeros((len(column), 1))
+        across = terms.curvature[:, 0] * column
+        self._square += total(across * column)
+        return across[:, None]
+
+    def beside(self, sums: Statistics, center: Array) -> Statistics:
+        """Sums of the features, with those of the column last."""
+        gradient = np.append(sums.gradient, [[self._gradient]], axis=1)
+        if sums.gram is None:
+            return replace(sums, gradient=gradient)
+        self.across[:-1, 0] -= center * self.across[-1, 0]
+        across = self.across[: len(sums.gram)]
+        gram = np.block([[sums.gram, across], [across.T, np.array([[self._square]])]])
+        return replace(sums, gradient=gradient, gram=gram)
 
 
 def canonical(X: Any) -> Csr:
@@ -109,6 +150,7 @@ def _weighted(terms: LossTerms, weight: Array) -> LossTerms:
         terms.residual * w,
         None if terms.curvature is None else terms.curvature * w,
         None if terms.coupling is None else terms.coupling * np.sqrt(w),
+        terms.width_column,
     )
 
 

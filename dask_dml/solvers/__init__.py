@@ -4,6 +4,7 @@ from dask_dml.solvers.core import Ask, Goal, Solver, SolverState, StoredState
 from dask_dml.solvers.first_order import GradientDescent
 from dask_dml.solvers.lbfgs import LBFGS
 from dask_dml.solvers.newton import Newton
+from dask_dml.solvers.perspective import PerspectiveNewton
 from dask_dml.solvers.proximal import ProximalNewton
 from dask_dml.solvers.relay import Relay
 from dask_dml.solvers.subsampled import SubsampledNewton
@@ -14,6 +15,7 @@ __all__ = [
     "Goal",
     "GradientDescent",
     "Newton",
+    "PerspectiveNewton",
     "ProximalNewton",
     "Relay",
     "Solver",
