@@ -170,7 +170,7 @@ def block_statistics(
         return reference_statistics(request, X, target, weight)
     sums = kernels.Sums(loss, request.theta, request.center, request.order)
     values = np.require(target, np.float64, ["C", "A"])
-    for start, piece in _pieces(X, sums.subblock_rows):
+    for start, piece in dense_pieces(X, sums.subblock_rows):
         rows = slice(start, start + len(piece))
         sums.add(piece, values[rows], None if weight is None else weight[rows])
     return Statistics(X.shape[0], sums.loss, sums.gradient, sums.gram)
@@ -216,7 +216,7 @@ def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
     return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
 
 
-def _pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
+def dense_pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
     """The rows in C order, as float32 or float64, and where they start: whole where they are so."""
     n_rows, n_columns = X.shape
     if isinstance(X, np.ndarray) and X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from dask_dml.errors import DataError
 from dask_dml.objective.blocks import (
     BlockMatrix,
+    dense_pieces,
     design_blocks,
     matrix_nbytes,
-    single_threaded_blas,
 )
 from dask_dml.objective.losses import Array
+from dask_dml.objective.moments import Moments, block_moments
 
 _MAX_CANDIDATES = 32
 _SAMPLE_SEED = 20091
@@ -77,6 +78,8 @@ class Survey:
         Rows of each block, in block order; empty when none were asked for.
     class_runs : tuple of ClassRun
         Of each block that has rows, in block order; empty for numbers.
+    moments : Moments or None
+        Of columns and target, about their means; None when they were not asked for.
     """
 
     n_rows: int
@@ -93,6 +96,7 @@ class Survey:
     lowest_target: tuple[float, int, int] = (math.inf, -1, -1)
     sample: tuple[SampledRows, ...] = ()
     class_runs: tuple[ClassRun, ...] = ()
+    moments: Moments | None = None
 
     def __add__(self, other: Self) -> Self:
         classes = np.union1d(self.classes, other.classes)
@@ -118,13 +122,15 @@ class Survey:
             min(self.lowest_target, other.lowest_target),
             self.sample + other.sample,
             self.class_runs + other.class_runs,
+            None if self.moments is None or other.moments is None else self.moments + other.moments,
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         sampled = sum(rows.y.nbytes + matrix_nbytes(rows.X) for rows in self.sample)
-        return self.moment1.nbytes * 4 + self.classes.nbytes * 3 + sampled
+        moments = 0 if self.moments is None else self.moments.nbytes
+        return self.moment1.nbytes * 4 + self.classes.nbytes * 3 + sampled + moments
 
     @property
     def mean(self) -> Array:
@@ -154,6 +160,7 @@ def survey_block(
     y: NDArray[np.generic],
     sample_weight: NDArray[np.generic] | None,
     sample_share: float = 0.0,
+    with_moments: bool = False,
 ) -> Survey:
     """Survey of one block.
 
@@ -169,6 +176,8 @@ def survey_block(
     sample_weight : ndarray of shape (n,) or None
     sample_share : float
         Share of the rows to draw as a sample, by a generator seeded with the block's number.
+    with_moments : bool
+        Whether to bring second moments along, for least squares; for a target of numbers.
 
     Returns
     -------
@@ -230,6 +239,7 @@ def survey_block(
         lowest,
         sample,
         class_runs,
+        block_moments(X, y, weight) if with_moments else None,
     )
 
 
@@ -250,7 +260,8 @@ def _column_moments(
         is_finite = bool(np.all(np.isfinite(X.data)))
     else:
         moments = _dense_moments(X, weight)
-        is_finite = not len(X) or bool(np.all(np.isfinite(moments[2]) & np.isfinite(moments[3])))
+        # A sum of what is finite overflows at worst, and then its squares do too.
+        is_finite = bool(np.all(np.isfinite(moments[1]))) or bool(np.all(np.isfinite(X)))
     if not is_finite:
         raise DataError(_where_not_finite(X, feature_names, block))
     _, moment2, lower, upper = moments
@@ -280,41 +291,12 @@ def _sparse_moments(
 def _dense_moments(
     X: NDArray[np.generic], weight: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    n_columns = X.shape[1]
-    moment1, moment2 = np.zeros(n_columns), np.zeros(n_columns)
-    lower, upper = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
-    is_plain = _is_plain(X)
-    start = 0
-    with single_threaded_blas(), np.errstate(over="ignore", invalid="ignore"):
-        for values in design_blocks(X, n_columns, None):
-            stop = start + len(values)
-            w = np.ones(len(values)) if weight is None else weight[start:stop]
-            moment1 += w @ values
-            # Extremes are exact in the block's own type, which may be half the memory.
-            own = X[start:stop] if is_plain else values
-            np.minimum(lower, _reduced(np.minimum, own), out=lower)
-            np.maximum(upper, _reduced(np.maximum, own), out=upper)
-            np.multiply(values, values, out=values)
-            moment2 += w @ values
-            start = stop
-    return moment1, moment2, lower, upper
+    from dask_dml.objective import kernels
 
-
-def _is_plain(X: NDArray[np.generic]) -> bool:
-    """Whether rows of X can be bundled where they are."""
-    return X.dtype.kind == "f" and X.dtype.isnative and X.flags.c_contiguous and X.flags.aligned
-
-
-def _reduced(extreme: np.ufunc, values: NDArray[np.generic]) -> Array:
-    """Extremes of the columns; rows are taken in bundles, since short rows are slow to reduce."""
-    n_rows, n_columns = values.shape
-    bundle = 64
-    whole = n_rows - n_rows % bundle
-    if not whole:
-        return np.asarray(extreme.reduce(values, axis=0))
-    wide = extreme.reduce(values[:whole].reshape(-1, bundle * n_columns), axis=0)
-    parts = np.concatenate([wide.reshape(bundle, n_columns), values[whole:]])
-    return np.asarray(extreme.reduce(parts, axis=0))
+    sums = kernels.ColumnSums(X.shape[1])
+    for start, piece in dense_pieces(X, sums.subblock_rows):
+        sums.add(piece, None if weight is None else weight[start : start + len(piece)])
+    return sums.moment1, sums.moment2, sums.lower, sums.upper
 
 
 def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int) -> str:
@@ -406,9 +388,11 @@ def _target_moments(
             f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
             f"({values[row]}): fill in or drop such rows before fit"
         )
-    with single_threaded_blas():
-        w = np.ones(len(values)) if weight is None else weight
-        return float(w @ values), float(w @ (values * values))
+    from dask_dml.objective import kernels
+
+    sums = kernels.ColumnSums(1)
+    sums.add(values[:, None], weight)
+    return float(sums.moment1[0]), float(sums.moment2[0])
 
 
 class HeldOut(NamedTuple):

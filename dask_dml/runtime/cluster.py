@@ -147,9 +147,11 @@ class ClusterExecutor:
         """Worker of each block."""
         return dict(self._blocks.placed)
 
-    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
+    def survey(
+        self, kind: TargetKind, sample_share: float = 0.0, with_moments: bool = False
+    ) -> RoundResult[Survey]:
         """Survey of all blocks, which are loaded now if they stay."""
-        work = SurveyWork(kind, self._source.feature_names, sample_share)
+        work = SurveyWork(kind, self._source.feature_names, sample_share, with_moments)
         return self._evaluate(work, "survey")
 
     def encode(self, encoder: Encoder) -> None:

@@ -59,8 +59,10 @@ class Executor(Protocol):
     whatever the executor holds, also after an error.
     """
 
-    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
-        """Survey of all blocks, one pass, with a sample of that share of the rows."""
+    def survey(
+        self, kind: TargetKind, sample_share: float = 0.0, with_moments: bool = False
+    ) -> RoundResult[Survey]:
+        """Survey of all blocks, one pass, with a sample of that share of the rows, and moments."""
         ...
 
     def encode(self, encoder: Encoder) -> None:

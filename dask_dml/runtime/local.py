@@ -73,10 +73,12 @@ class LocalExecutor:
         self._encoded: list[EncodedBlock] = []
         self._encoder: Encoder = TargetEncoder()
 
-    def survey(self, kind: TargetKind, sample_share: float = 0.0) -> RoundResult[Survey]:
+    def survey(
+        self, kind: TargetKind, sample_share: float = 0.0, with_moments: bool = False
+    ) -> RoundResult[Survey]:
         """Survey of all blocks."""
         self._load()
-        work = SurveyWork(kind, self._source.feature_names, sample_share)
+        work = SurveyWork(kind, self._source.feature_names, sample_share, with_moments)
         return self._evaluate(work, self._raw_blocks)
 
     def encode(self, encoder: Encoder) -> None:

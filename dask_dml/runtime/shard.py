@@ -96,9 +96,12 @@ class SurveyWork(InlineWork):
     kind: TargetKind
     feature_names: tuple[str, ...]
     sample_share: float
+    with_moments: bool
 
     def __call__(self, number: int, block: RawBlock, /) -> Survey:
-        return survey_block(self.kind, self.feature_names, number, *block, self.sample_share)
+        return survey_block(
+            self.kind, self.feature_names, number, *block, self.sample_share, self.with_moments
+        )
 
     @property
     def nbytes(self) -> int:

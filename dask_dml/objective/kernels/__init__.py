@@ -5,16 +5,17 @@ logarithms are polynomials of our own. So the bits depend neither on the type of
 threads, libraries or a block's place in memory.
 
 `lanes` has eight numbers as one value, `losses` a function for each loss, `sums` what is common to
-them; `losses` says how to compile another. Together with the sums of sparse rows they are the only
-ones to import numba, and imported late: only who evaluates blocks needs them. What is compiled is
-kept on disk, for a function and a type of CPU, until the function's own file changes: whoever
-changes `lanes` has to clear the folders ``__pycache__``.
+them, `columns` what a survey sums; `losses` says how to compile another. Together with the sums of
+sparse rows they are the only ones to import numba, and imported late: only who evaluates blocks
+needs them. What is compiled is kept on disk, for a function and a type of CPU, until the function's
+own file changes: whoever changes `lanes` has to clear the folders ``__pycache__``.
 """
 
+from dask_dml.objective.kernels.columns import ColumnSums
 from dask_dml.objective.kernels.losses import compiled_loss
 from dask_dml.objective.kernels.sums import Sums
 
-__all__ = ["GRAM_TERMS", "Sums", "compiled_loss"]
+__all__ = ["GRAM_TERMS", "ColumnSums", "Sums", "compiled_loss"]
 
 # Terms up to which the Gram matrix is summed here; BLAS is faster beyond.
 GRAM_TERMS = 257
