@@ -11,13 +11,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import dask_dml as dml
 from dask_dml.errors import DataError, IncompatibleError
-from dask_dml.linear_model import LogisticRegressionCV
+from dask_dml.linear_model import LogisticRegressionCV, RidgeCV
 
 LOCAL = dml.Runtime(client="local")
 CS = [1e-3, 0.1, 1.0, 100.0]
 
 
-@parametrize_with_checks([LogisticRegressionCV(Cs=3, cv=3)])
+@parametrize_with_checks([LogisticRegressionCV(Cs=3, cv=3), RidgeCV()])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -172,3 +172,55 @@ def test_a_saved_model_predicts_the_same(tmp_path):
     loaded = dml.load_model(tmp_path / "model")
     np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
     assert loaded.Cs == CS
+
+
+def regression(n=300, p=5, seed=2):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, p)) * np.logspace(-1, 1, p) + 3.0 * rng.normal(size=p)
+    return X, X @ rng.normal(size=p) + 4.0 * rng.normal(size=n) - 50.0, rng.exponential(size=n)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("scoring", [None, "r2", "neg_mean_squared_error"])
+@pytest.mark.parametrize("cv", [None, 4])
+def test_ridge_is_scikit_learns(cv, scoring, weighted, fit_intercept):
+    X, y, weight = regression()
+    weight = weight if weighted else None
+    settings = {
+        "alphas": [1e-3, 10.0, 30.0, 1e5],
+        "cv": cv,
+        "scoring": scoring,
+        "fit_intercept": fit_intercept,
+    }
+    other = sk.RidgeCV(**settings).fit(X, y, weight)
+    mine = RidgeCV(**settings, runtime=LOCAL).fit(X, y, weight)
+    assert mine.alpha_ == other.alpha_
+    assert mine.best_score_ == pytest.approx(other.best_score_, rel=1e-9)
+    np.testing.assert_allclose(mine.coef_, other.coef_, rtol=1e-8, atol=1e-9)
+    assert mine.intercept_ == pytest.approx(other.intercept_, rel=1e-8)
+    assert mine.gap_ <= 1e-12
+    # Survey, sums, scores.
+    assert mine.n_passes_ == 3
+
+
+def test_ridge_takes_dask_input_and_more_columns_than_rows():
+    X, y, weight = regression(n=40, p=60)
+    other = sk.RidgeCV(alphas=[0.5, 5.0, 50.0]).fit(X, y, weight)
+    lazy = [da.from_array(values, chunks=(17, *values.shape[1:])) for values in (X, y, weight)]
+    mine = RidgeCV(alphas=[0.5, 5.0, 50.0], runtime=LOCAL).fit(*lazy)
+    assert mine.alpha_ == other.alpha_
+    assert mine.best_score_ == pytest.approx(other.best_score_, rel=1e-6)
+    np.testing.assert_allclose(mine.coef_, other.coef_, rtol=1e-6, atol=1e-6)
+
+
+def test_ridge_without_penalty_takes_part_in_folds_and_not_where_each_row_is_left_out():
+    X, y, _ = regression()
+    settings = {"alphas": [0.0, 1.0], "cv": KFold(5)}
+    other = sk.RidgeCV(**settings).fit(X, y)
+    mine = RidgeCV(**settings, runtime=LOCAL).fit(X, y)
+    assert (mine.alpha_, mine.best_score_) == (other.alpha_, pytest.approx(other.best_score_))
+    with pytest.raises(ValueError, match="every value must be positive"):
+        RidgeCV(alphas=[0.0, 1.0]).fit(X, y)
+    with pytest.raises(ValueError, match="can be summed"):
+        RidgeCV(scoring="max_error").fit(X, y)

@@ -3,7 +3,7 @@
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
-from dask_dml.linear_model.least_squares import LinearRegression, Ridge
+from dask_dml.linear_model.least_squares import LinearRegression, Ridge, RidgeCV
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.models import load_model
 from dask_dml.linear_model.robust import HuberRegressor
@@ -23,6 +23,7 @@ __all__ = [
     "LogisticRegressionCV",
     "PoissonRegressor",
     "Ridge",
+    "RidgeCV",
     "TweedieRegressor",
     "load_model",
 ]

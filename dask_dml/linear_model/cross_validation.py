@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from dask_dml.data.source import Source
 from dask_dml.errors import IncompatibleError
-from dask_dml.estimator import LinearEstimator, Setting, check_survey, is_number
+from dask_dml.estimator import LinearEstimator, Setting, check_survey
 from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
 from dask_dml.linear_model.folds import check_folds, folds_of
 from dask_dml.objective import Problem, Survey
-from dask_dml.objective.folds import FoldEncoder
-from dask_dml.objective.held_out import HeldOutRequest, Metric
+from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.folds import BlockFolds, FoldEncoder
+from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest, Metric
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
@@ -63,14 +65,11 @@ class CrossValidated(LinearEstimator):
     """
 
     cv: Any
-    path_tol: float
 
     # What a single fit lets one choose; a checkpoint of many models there is not.
     solver: str = "newton"
     warm_start: bool = False
     checkpoint: Checkpoint | str | Path | None = None
-
-    _is_score_weighted: bool
 
     def _problems(self, survey: Survey) -> tuple[list[Problem], TargetEncoder]:
         raise TypeError(f"{type(self).__name__} does not say what it minimises")
@@ -83,10 +82,7 @@ class CrossValidated(LinearEstimator):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        name = type(self).__name__
-        check_folds(name, self.cv)
-        if not (is_number(self.path_tol) and self.path_tol > 0.0):
-            raise ValueError(f"{name}(path_tol=...) must be a positive number: {self.path_tol!r}")
+        check_folds(type(self).__name__, self.cv)
 
     def _minimise(
         self,
@@ -107,12 +103,12 @@ class CrossValidated(LinearEstimator):
                 f"are more than {_MOST_COORDINATES}: use scikit-learn's GridSearchCV around an "
                 "estimator with solver='lbfgs'"
             )
-        n_folds, folds = folds_of(name, self.cv, source, survey.total)
+        n_folds, folds = self._folds(source, survey.total)
         start = middle.start()
         if share and middle.loss.self_concordance > 0.0:
             start, spent = start_from_sample(middle, encoder, survey)
             passes += spent
-        executor.encode(FoldEncoder(encoder, folds, self._is_score_weighted))
+        executor.encode(FoldEncoder(encoder, folds))
         joint = JointNewton(problems, n_folds, self.max_iter)
         run = RunSpec(
             run_id,
@@ -127,17 +123,25 @@ class CrossValidated(LinearEstimator):
         listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
         rounds = CrossValidation(executor, run, survey, listeners, passes)
         rounds.begin()
-        state, grid = models_of_folds(
-            rounds,
-            joint,
-            joint.start(middle.request(start, 1).theta),
-            self._metric(survey.total),
-            self.path_tol,
-        )
+        state = joint.start(middle.request(start, 1).theta)
+        state, grid = self._validated(rounds, joint, state, self._metric(survey.total))
         self._take_grid(problems, grid)
         setting, outcome = self._refitted(rounds, joint, state, grid, encoder)
         rounds.end(outcome.state.reason, outcome.state.gap)
         return setting, outcome
+
+    def _folds(self, source: Source, survey: Survey) -> tuple[int, Sequence[BlockFolds]]:
+        return folds_of(type(self).__name__, self.cv, source, survey)
+
+    def _validated(
+        self, rounds: CrossValidation, joint: JointNewton, state: JointState, metric: Metric
+    ) -> tuple[JointState, Grid]:
+        """Models of every penalty, and their scores on rows that they have not seen."""
+        return models_of_folds(rounds, joint, state, metric, self._tol_of_folds())
+
+    def _tol_of_folds(self) -> float:
+        """Relative gap of the models of the folds."""
+        return self.tol
 
     def _refitted(
         self,
@@ -188,6 +192,54 @@ def models_of_folds(
     request = HeldOutRequest(metric, theta, joint.problems[0].center)
     scores = rounds.score(request, state, wanted, focus)
     return state, Grid(theta, scores, bool(state.is_solved(tol)[wanted].all()))
+
+
+def models_of_all_rows(
+    rounds: CrossValidation, joint: JointNewton, state: JointState, metric: Metric, tol: float
+) -> tuple[JointState, Grid]:
+    """Solve least squares for every penalty on all rows, and score them leaving each row out.
+
+    Parameters as in `models_of_folds`.
+    """
+    wanted = np.array([joint.at(i, None) for i in range(len(joint.problems))])
+    focus = int(wanted[len(wanted) // 2])
+    state = rounds.solve(joint, state, wanted, tol, focus)
+    theta = state.trial[wanted]
+    with single_threaded_blas():
+        request = leave_one_out(joint.problems, state.gram, theta[:, 0], metric)
+    scores = rounds.score(request, state, wanted, focus)
+    return state, Grid(theta[None], scores, bool(state.is_solved(tol)[wanted].all()))
+
+
+def leave_one_out(
+    problems: Sequence[Problem], gram: Array, theta: Array, metric: Metric
+) -> LeaveOneOutRequest:
+    """What to ask for scores of least squares when each row is left out.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        One a penalty.
+    gram : ndarray of shape (q, q)
+        Weighted, of centred columns, with those of the intercept last.
+    theta : ndarray of shape (m, q)
+        Solutions.
+    metric : Metric
+    """
+    first = problems[0]
+    center, least, intercepts = first.center, 0.0, np.zeros(len(theta))
+    coef = theta
+    if first.fit_intercept:
+        # Columns whose weighted means are zero to the last bit have nothing to do with it.
+        total = gram[-1, -1]
+        shift = gram[:-1, -1] / total
+        gram = gram[:-1, :-1] - total * np.outer(shift, shift)
+        coef = theta[:, :-1]
+        center, least, intercepts = center + shift, 1.0 / total, theta[:, -1] + coef @ shift
+    eigenvalues, basis = scipy.linalg.eigh(gram)
+    strengths = np.array([problem.penalty.strength / problem.multiplier for problem in problems])
+    inverse = 1.0 / (np.maximum(eigenvalues, 0.0) + strengths[:, None])
+    return LeaveOneOutRequest(metric, center, basis, inverse, coef @ basis, intercepts, least)
 
 
 def coefficients_of(problem: Problem, theta: Array) -> tuple[Array, Array]:

@@ -109,7 +109,7 @@ class _CrossValidated(LeastSquares):
         n_folds, folds = folds_of(type(self).__name__, self.cv, source, survey.total)
         self._check_size(len(source.feature_names), n_folds)
         encoder = TargetEncoder()
-        executor.encode(FoldEncoder(encoder, folds, is_score_weighted=True))
+        executor.encode(FoldEncoder(encoder, folds))
         factor = 1.0 / survey.total.weight
         plain = Problem(
             SquaredLoss(), ElasticNetPenalty(0.0, 0.0), factor, survey.total, self.fit_intercept

@@ -11,6 +11,7 @@ import numpy as np
 from dask.base import is_dask_collection
 from sklearn.base import RegressorMixin
 
+from dask_dml.data.source import Source
 from dask_dml.estimator import (
     LinearEstimator,
     Setting,
@@ -19,6 +20,13 @@ from dask_dml.estimator import (
     is_number,
 )
 from dask_dml.faults.checkpoint import Checkpoint
+from dask_dml.linear_model.cross_validation import (
+    CrossValidated,
+    Grid,
+    metric_of,
+    models_of_all_rows,
+    penalty_values,
+)
 from dask_dml.linear_model.scoring import plain_scores, scored
 from dask_dml.objective import (
     L2Penalty,
@@ -27,9 +35,18 @@ from dask_dml.objective import (
     Survey,
     TargetKind,
 )
+from dask_dml.objective.folds import BlockFolds, consecutive_folds
+from dask_dml.objective.held_out import (
+    Determination,
+    Metric,
+    NegativeMeanSquaredError,
+    NegativeSquaredErrorPerRow,
+)
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Runtime
+from dask_dml.runtime.cross_validation import CrossValidation
+from dask_dml.solvers.joint import JointNewton, JointState
 
 
 class LeastSquares(RegressorMixin, LinearEstimator):
@@ -205,3 +222,108 @@ class Ridge(LeastSquares):
 
     def _penalty(self) -> L2Penalty:
         return L2Penalty(2.0 * float(self.alpha))
+
+
+class RidgeCV(CrossValidated, LeastSquares):
+    """Ridge regression whose `alpha` is chosen by cross-validation.
+
+    One pass that keeps folds apart solves it for every alpha and fold, one more scores.
+
+    Parameters
+    ----------
+    alphas : float or list of float
+        Values to try, not negative; positive where each row is left out.
+    fit_intercept : bool
+    scoring : {"r2", "neg_mean_squared_error"} or None
+        What is highest, in the mean over the folds, for the best alpha; None is R2, or the negative
+        mean squared error where each row is left out.
+    cv : int, splitter, iterable or None
+        None leaves each row out, in closed form. Otherwise folds of consecutive rows, as many as
+        said; see `LogisticRegressionCV` for what else. Sample weights count in the scores.
+    tol, max_iter, runtime, callbacks
+        See `Ridge`. There is no `checkpoint`: one of many models is not kept.
+
+    Attributes
+    ----------
+    alpha_ : float
+    best_score_ : float
+        Mean score over the folds of the best alpha.
+    coef_ : ndarray of shape (p,)
+    intercept_ : float
+    n_features_in_, n_iter_ : int
+    gap_, n_passes_ : float
+    history_, faults_ : DataFrame
+        See `LogisticRegression`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dask_dml.linear_model import RidgeCV
+    >>> x = np.arange(6.0)[:, None]
+    >>> RidgeCV(alphas=[0.1, 10.0]).fit(x, 2.0 * x[:, 0]).alpha_
+    0.1
+    """
+
+    def __init__(
+        self,
+        alphas: Any = (0.1, 1.0, 10.0),
+        *,
+        fit_intercept: bool = True,
+        scoring: str | None = None,
+        cv: Any = None,
+        tol: float = 1e-8,
+        max_iter: int = 100,
+        runtime: Runtime | None = None,
+        callbacks: Sequence[Listener] = (),
+    ) -> None:
+        self.alphas = alphas
+        self.fit_intercept = fit_intercept
+        self.scoring = scoring
+        self.cv = cv
+        self.tol = tol
+        self.max_iter = max_iter
+        self.runtime = runtime
+        self.callbacks = callbacks
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        self._values()
+        if self.scoring is not None:
+            metric_of("RidgeCV", self.scoring, dict.fromkeys(("r2", "neg_mean_squared_error")))
+
+    def _values(self) -> Array:
+        alphas = np.atleast_1d(np.asarray(self.alphas))
+        return penalty_values("RidgeCV", "alphas", alphas, has_zero=self.cv is not None)
+
+    def _metric(self, survey: Survey) -> Metric:
+        if self.scoring is None and self.cv is None:
+            return NegativeSquaredErrorPerRow(survey.n_rows)
+        if self.scoring == "neg_mean_squared_error":
+            return NegativeMeanSquaredError()
+        return Determination(survey.target_moment1 / survey.weight)
+
+    def _problems(self, survey: Survey) -> tuple[list[Problem], TargetEncoder]:
+        alphas = self._values()
+        # As in `Ridge`, where a solution may not be unique; all centred alike.
+        alike = bool(np.any(alphas == 0.0))
+        problems = [
+            Problem(SquaredLoss(), L2Penalty(2.0 * alpha), 2.0, survey, self.fit_intercept, alike)
+            for alpha in alphas
+        ]
+        return problems, TargetEncoder()
+
+    def _folds(self, source: Source, survey: Survey) -> tuple[int, Sequence[BlockFolds]]:
+        if self.cv is None:
+            return 1, consecutive_folds(source.row_chunks, 1)
+        return super()._folds(source, survey)
+
+    def _validated(
+        self, rounds: CrossValidation, joint: JointNewton, state: JointState, metric: Metric
+    ) -> tuple[JointState, Grid]:
+        if self.cv is None:
+            return models_of_all_rows(rounds, joint, state, metric, self.tol)
+        return super()._validated(rounds, joint, state, metric)
+
+    def _take_grid(self, problems: Sequence[Problem], grid: Grid) -> None:
+        self.alpha_ = float(self._values()[grid.best])
+        self.best_score_ = float(grid.scores.mean(axis=0)[grid.best])

@@ -276,8 +276,6 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
     1.0
     """
 
-    _is_score_weighted = True
-
     def __init__(
         self,
         *,
@@ -309,6 +307,11 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        if not (is_number(self.path_tol) and self.path_tol > 0.0):
+            raise ValueError(
+                "LogisticRegressionCV(path_tol=...) must be a positive number, got "
+                f"{self.path_tol!r}"
+            )
         self._values()
         self._metric_named()
         ratios = np.asarray(self.l1_ratios)
@@ -318,6 +321,9 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
                 "with a squared norm as penalty, l1_ratios=(0.0,); use scikit-learn's GridSearchCV "
                 "around LogisticRegression(l1_ratio=...)"
             )
+
+    def _tol_of_folds(self) -> float:
+        return self.path_tol
 
     def _values(self) -> Array:
         if isinstance(self.Cs, Integral) and not isinstance(self.Cs, bool):

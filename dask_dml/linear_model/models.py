@@ -13,7 +13,7 @@ from dask_dml.estimator import (
 from dask_dml.linear_model.elastic_net import ElasticNet, Lasso
 from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
-from dask_dml.linear_model.least_squares import LinearRegression, Ridge
+from dask_dml.linear_model.least_squares import LinearRegression, Ridge, RidgeCV
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.robust import HuberRegressor
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
@@ -25,6 +25,7 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         LogisticRegressionCV,
         LinearRegression,
         Ridge,
+        RidgeCV,
         Lasso,
         ElasticNet,
         LassoCV,

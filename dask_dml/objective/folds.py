@@ -160,7 +160,6 @@ def listed_folds(folds: NDArray[np.intp], row_chunks: Sequence[int]) -> tuple[Li
 class _BlockFoldEncoder(NamedTuple):
     target: TargetEncoder
     folds: BlockFolds
-    is_score_weighted: bool
 
     def encode(
         self, y: NDArray[np.generic], sample_weight: NDArray[np.generic] | None
@@ -168,7 +167,7 @@ class _BlockFoldEncoder(NamedTuple):
         """Targets, training weights, and where and how heavily rows are held out."""
         target, weight, _ = self.target.encode(y, sample_weight)
         given = None
-        if sample_weight is not None and self.is_score_weighted:
+        if sample_weight is not None:
             given = np.require(sample_weight, np.float64, ["C", "A"])
         return EncodedTarget(target, weight, HeldOut(self.folds.of(target), given))
 
@@ -182,18 +181,18 @@ class FoldEncoder:
     target : TargetEncoder
     folds : sequence of BlockFolds
         One a block; see `consecutive_folds`, `stratified_folds` and `listed_folds`.
-    is_score_weighted : bool
-        Whether held-out rows count with their sample weights in scores, or all alike. Weights of
-        classes never count there.
+
+    Notes
+    -----
+    Held-out rows count in scores with their sample weights, without those of their classes.
     """
 
     target: TargetEncoder
     folds: Sequence[BlockFolds]
-    is_score_weighted: bool
 
     def of_block(self, number: int) -> _BlockFoldEncoder:
         """What encodes one block."""
-        return _BlockFoldEncoder(self.target, self.folds[number], self.is_score_weighted)
+        return _BlockFoldEncoder(self.target, self.folds[number])
 
 
 class FoldWiseSums(Protocol):

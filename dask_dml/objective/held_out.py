@@ -105,6 +105,27 @@ class NegativeMeanSquaredError(_MeanOfRows):
 
 
 @dataclass(frozen=True, slots=True)
+class NegativeSquaredErrorPerRow:
+    """Minus the sum of weighted squared errors over the number of rows.
+
+    Attributes
+    ----------
+    n_rows : int
+    """
+
+    n_rows: int
+    n_sums: int = 1
+
+    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+        """Minus the squared error."""
+        return -((scores[:, :1].T - _numbers(target)) ** 2)
+
+    def value(self, sums: Array) -> Array:
+        """The sum over the rows, whatever they weigh."""
+        return np.asarray(sums[..., 0] / self.n_rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Determination:
     """Coefficient of determination, R2.
 
@@ -195,4 +216,70 @@ class HeldOutRequest:
                         summed = self.metric.of_rows(scores[:, model], y[part])
                         values[k, model] += summed @ w[part]
                     start = part.stop
+        return HeldOutSums(values)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOutRequest:
+    r"""Asks every block for a metric's sums when each row is predicted without having been seen.
+
+    Least squares with a squared norm as penalty need not be fitted for that: without row i, its
+    residual r is :math:`r / (1 - h)`, with the leverage
+    :math:`h = s x^T (X^T S X + \alpha I)^{-1} x` (the PRESS statistic of Allen 1974; Golub, Heath
+    & Wahba 1979). In the eigenvectors of the matrix all strengths have theirs at once.
+
+    Attributes
+    ----------
+    metric : Metric
+    center : ndarray of shape (p,)
+        Means of the columns, or zeros without an intercept.
+    basis : ndarray of shape (p, p)
+        Eigenvectors of the centred columns' Gram matrix.
+    inverse : ndarray of shape (n_models, p)
+        Eigenvalues of the inverses, with each penalty.
+    coefficients : ndarray of shape (n_models, p)
+        In the basis.
+    intercepts : ndarray of shape (n_models,)
+        Of centred columns.
+    least_leverage : float
+        That of the intercept for a row of weight 1; 0 without one.
+    """
+
+    metric: Metric
+    center: Array
+    basis: Array
+    inverse: Array
+    coefficients: Array
+    intercepts: Array
+    least_leverage: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.basis.nbytes + 2 * self.inverse.nbytes + self.center.nbytes
+
+    def of_block(
+        self,
+        X: BlockMatrix,
+        target: NDArray[np.generic],
+        weight: Array | None,
+        held_out: HeldOut,
+    ) -> HeldOutSums:
+        """Sums of one block, whose folds play no part."""
+        n_models = len(self.intercepts)
+        values = np.zeros((1, n_models, self.metric.n_sums))
+        y, start = _numbers(target), 0
+        with single_threaded_blas(), np.errstate(divide="ignore", over="ignore"):
+            for design in design_blocks(X, X.shape[1], self.center):
+                part = slice(start, start + len(design))
+                w = np.ones(len(design)) if weight is None else weight[part]
+                rotated = design @ self.basis
+                residual = y[part, None] - (rotated @ self.coefficients.T + self.intercepts)
+                rotated *= rotated
+                leverage = w[:, None] * (rotated @ self.inverse.T + self.least_leverage)
+                unseen = y[part, None] - residual / (1.0 - leverage)
+                for model in range(n_models):
+                    summed = self.metric.of_rows(unseen[:, model : model + 1], y[part])
+                    values[0, model] += summed @ w
+                start = part.stop
         return HeldOutSums(values)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dask_dml.errors import FitError
 from dask_dml.objective import Survey
 from dask_dml.objective.blocks import single_threaded_blas
-from dask_dml.objective.held_out import HeldOutRequest
+from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest
 from dask_dml.objective.losses import Array
 from dask_dml.runtime.core import (
     Event,
@@ -100,9 +100,13 @@ class CrossValidation:
         return state
 
     def score(
-        self, request: HeldOutRequest, state: JointState, wanted: NDArray[np.intp], focus: int
+        self,
+        request: HeldOutRequest | LeaveOneOutRequest,
+        state: JointState,
+        wanted: NDArray[np.intp],
+        focus: int,
     ) -> Array:
-        """Score models on the rows held out, in one round.
+        """Score models on rows that they have not seen, in one round.
 
         Returns
         -------

@@ -95,6 +95,7 @@ class JointNewton:
     problems : sequence of Problem
         One a penalty (or multiplier): of the same loss and rows, and centred alike.
     n_folds : int
+        With one, all rows train: there is a member a penalty only.
     max_iter : int
         Most steps of a member.
     """
@@ -105,14 +106,12 @@ class JointNewton:
     members: tuple[Member, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        held_out = [*range(self.n_folds), None]
-        members = [Member(i, k) for i in range(len(self.problems)) for k in held_out]
+        members = [Member(i, k) for i in range(len(self.problems)) for k in self._held_out]
         object.__setattr__(self, "members", tuple(members))
 
     def at(self, penalty: int, held_out: int | None) -> int:
         """Number of a member."""
-        fold = self.n_folds if held_out is None else held_out
-        return penalty * (self.n_folds + 1) + fold
+        return penalty * len(self._held_out) + self._held_out.index(held_out)
 
     def start(self, theta: Array) -> JointState:
         """State before the first round: one point for all, of shape (K, q)."""
@@ -208,6 +207,10 @@ class JointNewton:
             gram=state.gram if gram is None else gram,
             n_iter=n_iter,
         )
+
+    @cached_property
+    def _held_out(self) -> list[int | None]:
+        return [*range(self.n_folds), None] if self.n_folds > 1 else [None]
 
     @cached_property
     def _goals(self) -> list[Goal]:

@@ -68,7 +68,6 @@ def test_stratified_folds_are_scikit_learns(labels, n_folds):
     encoder = FoldEncoder(
         TargetEncoder(survey.classes),
         stratified_folds(survey, len(chunks), n_folds),
-        is_score_weighted=True,
     )
     expected = held_out_by(StratifiedKFold(n_folds), y)
     np.testing.assert_array_equal(folds_of_rows(encoder, y, chunks), expected)
@@ -81,7 +80,7 @@ def test_consecutive_folds_are_scikit_learns(chunks, n_folds):
         with pytest.raises(DataError, match="number of samples"):
             consecutive_folds(chunks, n_folds)
         return
-    encoder = FoldEncoder(TargetEncoder(), consecutive_folds(chunks, n_folds), True)
+    encoder = FoldEncoder(TargetEncoder(), consecutive_folds(chunks, n_folds))
     np.testing.assert_array_equal(folds_of_rows(encoder, y, chunks), held_out_by(KFold(n_folds), y))
 
 
@@ -129,8 +128,7 @@ def test_sums_of_the_other_folds_are_those_of_the_training_rows(rows, folds):
 def test_score_weights_are_those_given_without_those_of_classes():
     target = TargetEncoder(np.array([0, 1]), np.array([2.0, 3.0]))
     y, weight, folds = np.array([0, 1]), np.array([1.0, 10.0]), listed_folds(np.array([1, 0]), [2])
-    encoded = FoldEncoder(target, folds, is_score_weighted=True).of_block(0).encode(y, weight)
+    encoded = FoldEncoder(target, folds).of_block(0).encode(y, weight)
     np.testing.assert_array_equal(encoded.weight, [2.0, 30.0])
     np.testing.assert_array_equal(encoded.held_out.weight, weight)
-    encoded = FoldEncoder(target, folds, is_score_weighted=False).of_block(0).encode(y, weight)
-    assert encoded.held_out.weight is None
+    assert FoldEncoder(target, folds).of_block(0).encode(y, None).held_out.weight is None

@@ -222,7 +222,7 @@ def test_one_block_and_more_threads_than_blocks_work():
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_sums_of_folds_are_the_same_bits_however_they_are_taken(memory_bytes, n_threads):
     given = source()
-    encoder = FoldEncoder(ENCODER, consecutive_folds(CHUNKS, 3), is_score_weighted=True)
+    encoder = FoldEncoder(ENCODER, consecutive_folds(CHUNKS, 3))
     asked = FoldRequest((REQUEST, replace(REQUEST, order=1)), 3)
     expected = TreeSum(len(CHUNKS))
     for number, load in enumerate(given.loaders()):
