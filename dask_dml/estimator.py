@@ -37,17 +37,9 @@ from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.keys import new_run_id
-from dask_dml.runtime.sample import sample_share, start_from_sample
-from dask_dml.solvers import (
-    LBFGS,
-    Goal,
-    GradientDescent,
-    Newton,
-    ProximalNewton,
-    Relay,
-    Solver,
-    SubsampledNewton,
-)
+from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
+from dask_dml.solvers import Solver
+from dask_dml.solvers.choice import Sampled, choose_solver
 from dask_dml.solvers.core import CONVERGED
 from dask_dml.solvers.perspective import NO_SCALE
 from dask_dml.version import __version__
@@ -56,17 +48,6 @@ if TYPE_CHECKING:
     from dask_dml.data import Dataset
 
 SOLVERS = ("auto", "newton", "lbfgs", "gd")
-
-# Coordinates up to which Newton's method takes less time than L-BFGS: its Hessian costs more than
-# a gradient by a factor that grows with the columns, and for several classes with their number too.
-_NEWTON_COORDINATES = 1200
-_NEWTON_COORDINATES_CLASSES = 300
-# Coordinates from which a Hessian of all rows costs more than several gradients.
-_WIDE = 150
-# Coordinates up to which one Hessian is formed to certify what a gradient method found.
-_CERTIFIED_COORDINATES = 2000
-# How much closer a gradient method goes by its own estimate where nothing certifies its result.
-_UNCERTIFIED = 1e-3
 
 # Memory that blocks of rows in this process are cut for.
 _SENT_BYTES = 32 * 8_000_000
@@ -200,29 +181,32 @@ class LinearEstimator(BaseEstimator):
             keeper.check_data(survey.total)
         setting = self._setting(survey.total)
         executor.encode(setting.encoder)
-        start, passes = setting.start, 1.0
-        is_warm = self._is_warm()
-        is_smooth = setting.problem.penalty.absolute == 0.0
-        is_curved = is_smooth and setting.problem.loss.self_concordance > 0.0
-        is_curved = is_curved and setting.solver is None
-        if is_fresh and share and is_curved and not is_warm:
-            start, spent = start_from_sample(setting.problem, setting.encoder, survey)
-            passes += spent
-        solver = setting.solver or self._solver(setting.problem)
+        problem, start, passes = setting.problem, setting.start, 1.0
+        sampled = None
+        is_cold = setting.solver is None and not self._is_warm()
+        if share and is_cold and is_worth_solving(problem, share):
+            # A fit that goes on chooses the same solver; its checkpoint has the rest.
+            sampled = Sampled(share, None)
+            optimum = optimum_of_sample(problem, setting.encoder, survey) if is_fresh else None
+            if optimum is not None:
+                start, sampled = optimum.point, Sampled(share, optimum.metric)
+                passes += optimum.passes
+        solver, why = setting.solver, "the only one for this model"
+        if solver is None:
+            solver, why = choose_solver(self.solver, problem, self.tol, self.max_iter, sampled)
         run = RunSpec(
             run_id,
             solver.name,
-            type(setting.problem.loss).__name__,
+            type(problem.loss).__name__,
             survey.total.n_rows,
             len(source.feature_names),
             len(source.row_chunks),
             self.max_iter,
             self.tol,
+            why,
         )
         listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
-        outcome = minimise(
-            setting.problem, solver, start, executor, run, survey, listeners, passes, keeper
-        )
+        outcome = minimise(problem, solver, start, executor, run, survey, listeners, passes, keeper)
         return setting, outcome
 
     def _keeper(self, source: Source, run_id: str, history: History) -> CheckpointKeeper | None:
@@ -366,29 +350,6 @@ class LinearEstimator(BaseEstimator):
         grid = choose_grid(X.shape[0], X.shape[1], itemsize, memory_bytes=_SENT_BYTES)
         made_up = tuple(made_up_names(X.shape[1]))
         return ArraySource(X, y, sample_weight, names or made_up, grid.row_chunks), names
-
-    def _solver(self, problem: Problem) -> Solver[Any]:
-        d = problem.n_coordinates
-        goal = Goal.of(problem, self.tol, self.max_iter)
-        if problem.penalty.absolute > 0.0:
-            return ProximalNewton.of(problem, self.tol, self.max_iter)
-        name = self.solver
-        newton = Newton(goal)
-        n_rows = problem.survey.n_rows
-        is_curved = problem.loss.self_concordance > 0.0
-        if name == "auto" and is_curved and _WIDE <= d <= min(_CERTIFIED_COORDINATES, n_rows / 20):
-            samples = SubsampledNewton(goal, n_rows, problem.n_terms, 0.1 * self.tol)
-            return Relay(samples, newton)
-        if name == "auto":
-            several = problem.loss.n_outputs > 1
-            limit = _NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES
-            name = "newton" if d <= limit else "lbfgs"
-        if name == "newton":
-            return newton
-        descent = LBFGS if name == "lbfgs" else GradientDescent
-        if d <= _CERTIFIED_COORDINATES:
-            return Relay(descent(goal), newton)
-        return descent(Goal.of(problem, self.tol * _UNCERTIFIED, self.max_iter))
 
     def _is_warm(self) -> bool:
         return self.warm_start and hasattr(self, "coef_")

@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=SolverState)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 _KEPT = 2
 # Share of the time since the last checkpoint that writing one may take.
 _COST_SHARE = 0.05

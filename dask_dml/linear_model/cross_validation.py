@@ -25,7 +25,7 @@ from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec
 from dask_dml.runtime.cross_validation import CrossValidation
-from dask_dml.runtime.sample import start_from_sample
+from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample
 from dask_dml.solvers.core import CONVERGED, MAX_ITER, SolverState
 from dask_dml.solvers.joint import JointNewton, JointState
 
@@ -105,9 +105,10 @@ class CrossValidated(LinearEstimator):
             )
         n_folds, folds = self._folds(source, survey.total)
         start = middle.start()
-        if share and middle.loss.self_concordance > 0.0:
-            start, spent = start_from_sample(middle, encoder, survey)
-            passes += spent
+        if share and is_worth_solving(middle, share):
+            optimum = optimum_of_sample(middle, encoder, survey)
+            if optimum is not None:
+                start, passes = optimum.point, passes + optimum.passes
         executor.encode(FoldEncoder(encoder, folds))
         joint = JointNewton(problems, n_folds, self.max_iter)
         run = RunSpec(

@@ -39,6 +39,7 @@ from dask_dml.solvers.path import Moments, loss_at
 
 # Most bytes of the folds' Gram matrices.
 _GRAM_BYTES = 1_000_000_000
+_WHAT = "Gram matrices of all folds"
 
 
 class _Chosen(NamedTuple):
@@ -145,7 +146,9 @@ class _CrossValidated(LeastSquares):
             state = solver.tell(solver.start(start), problem.evaluation(start, sums.total))
         self.alpha_, self.dual_gap_ = alpha, float(state.gap * state.value)
         for listener in listeners:
-            listener(RoundEnded(run, 0, 2, state.value, state.gap, state.n_iter, 2.0, result))
+            listener(
+                RoundEnded(run, 0, 2, _WHAT, state.value, state.gap, state.n_iter, 2.0, result)
+            )
             listener(FitEnded(run, state.reason, state.gap))
         return Setting(problem, encoder, start), Outcome(state, 2.0)
 

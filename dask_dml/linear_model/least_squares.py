@@ -54,6 +54,10 @@ class LeastSquares(RegressorMixin, LinearEstimator):
 
     _target_kind = TargetKind.NUMBERS
 
+    def _sample_share(self, source: Source) -> float:
+        # A squared loss is known after one round.
+        return 0.0
+
     def _penalty(self) -> L2Penalty:
         raise TypeError(f"{type(self).__name__} does not say its penalty")
 

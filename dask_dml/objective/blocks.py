@@ -30,6 +30,8 @@ _SCRATCH_BYTES = 2 * 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
 _SAMPLE_SEED = 20151
+# Least chance of a row to be drawn for a Gram matrix, in units of the share of rows that are.
+_LEAST_CHANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Request:
     share : float
         Share of a block's rows to look at; sums stand for all of them.
     gram_share : float
-        Share of those rows that the Gram matrix is formed of; it stands for all rows as well.
+        Share of those rows that the Gram matrix is formed of, about; it stands for all rows as
+        well, and times `certain_share` is below that of all rows.
     columns : ndarray of int or None
         Columns, in order, that the Gram matrix is of, besides the intercept; None is all.
         Coefficients of all others are zero.
@@ -147,10 +150,6 @@ def block_statistics(
         weight = np.require(weight, np.float64, ["C", "A"])
     if request.share < 1.0:
         return _sampled_statistics(request, X, target, weight)
-    if request.order == 2 and request.gram_share < 1.0:
-        first = block_statistics(replace(request, order=1), X, target, weight)
-        some = replace(request, share=request.gram_share, gram_share=1.0)
-        return replace(first, gram=block_statistics(some, X, target, weight).gram)
     if request.order == 2 and request.columns is not None:
         first = block_statistics(replace(request, order=1), X, target, weight)
         some = request.of_columns(request.columns)
@@ -158,16 +157,31 @@ def block_statistics(
             return replace(first, gram=np.zeros((0, 0)))
         chosen = _chosen_columns(X, request.columns)
         return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
+    compiled: Callable[..., Statistics]
     if scipy.sparse.issparse(X):
         from dask_dml.objective.sparse import sparse_statistics
 
-        return sparse_statistics(request, X, target, weight)
+        compiled = sparse_statistics
+    else:
+        from dask_dml.objective import kernels
+
+        loss = kernels.compiled_loss(request.loss)
+        is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
+        if loss is None or not is_narrow:
+            return reference_statistics(request, X, target, weight)
+        compiled = functools.partial(_compiled_statistics, loss)
+    if request.order == 2 and request.gram_share < 1.0:
+        sums = compiled(replace(request, order=1), X, target, weight)
+        some = replace(request, share=request.gram_share, gram_share=1.0)
+        return replace(sums, gram=_sampled_statistics(some, X, target, weight).gram)
+    return compiled(request, X, target, weight)
+
+
+def _compiled_statistics(
+    loss: Any, request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+) -> Statistics:
     from dask_dml.objective import kernels
 
-    loss = kernels.compiled_loss(request.loss)
-    is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
-    if loss is None or not is_narrow:
-        return reference_statistics(request, X, target, weight)
     sums = kernels.Sums(loss, request.theta, request.center, request.order)
     values = np.require(target, np.float64, ["C", "A"])
     for start, piece in dense_pieces(X, sums.subblock_rows):
@@ -194,6 +208,15 @@ def _sampled_statistics(
 def _chosen_columns(X: BlockMatrix, columns: NDArray[np.intp]) -> BlockMatrix:
     # Indexing an array would give columns one after the other, which are slow to read by rows.
     return np.take(X, columns, axis=1) if isinstance(X, np.ndarray) else X[:, columns]
+
+
+def certain_share(gram_share: float) -> float:
+    """Factor with which the Gram matrix of a share of the rows is below that of all rows.
+
+    Rows stand for others by the inverse of the chance that they had: with the least chance for a
+    factor none counts for more than itself.
+    """
+    return gram_share if gram_share == 1.0 else _LEAST_CHANCE * gram_share
 
 
 def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
@@ -245,6 +268,7 @@ def reference_statistics(
     gradient = np.zeros((n_outputs, n_terms))
     gram = np.zeros((n_outputs * n_terms,) * 2) if request.order == 2 else None
     weighted_gram = _WeightedGram(n_outputs, n_terms) if request.order == 2 else None
+    drawing = np.random.default_rng(_SAMPLE_SEED)
     start = 0
     with single_threaded_blas():
         for design in design_blocks(X, n_terms, request.center):
@@ -264,11 +288,40 @@ def reference_statistics(
                 coupling = None if terms.coupling is None else terms.coupling * np.sqrt(w)[:, None]
             gradient += residual.T @ design
             if gram is not None and weighted_gram is not None and curvature is not None:
+                if request.gram_share < 1.0:
+                    design, curvature, coupling = _drawn_by_curvature(
+                        drawing, request.gram_share, design, curvature, coupling
+                    )
                 weighted_gram.add_to(gram, design, curvature, coupling)
             start = stop
     if gram is not None and n_outputs == 1:
         gram = np.tril(gram) + np.tril(gram, -1).T
     return Statistics(start, loss_sum, gradient, gram)
+
+
+def _drawn_by_curvature(
+    drawing: np.random.Generator,
+    share: float,
+    design: Array,
+    curvature: Array,
+    coupling: Array | None,
+) -> tuple[Array, Array, Array | None]:
+    """Rows of a Gram matrix drawn at random, with curvatures that stand for all of them.
+
+    Half of the chances are equal, and half go by the curvature: where most rows are surely right,
+    the few that are not make the matrix.
+    """
+    total = curvature.sum(axis=1)
+    if coupling is not None:
+        total -= (coupling * coupling).sum(axis=1)
+    mean = float(total.mean())
+    own = total / mean if mean > 0.0 else np.ones_like(total)
+    chance = np.minimum(share * (_LEAST_CHANCE + (1.0 - _LEAST_CHANCE) * own), 1.0)
+    drawn = np.flatnonzero(drawing.random(len(total)) < chance)
+    factor = 1.0 / chance[drawn]
+    if coupling is not None:
+        coupling = coupling[drawn] * np.sqrt(factor)[:, None]
+    return design[drawn], curvature[drawn] * factor[:, None], coupling
 
 
 class _WeightedGram:

@@ -220,6 +220,24 @@ class Problem:
         return bound / self.scale
 
     @property
+    def smoothness(self) -> float:
+        """Bound of the Hessian's eigenvalues in the solver's coordinates; inf where there is none.
+
+        Of the losses' part the trace, over the rows that all outputs share.
+        """
+        if not np.isfinite(self.loss.curvature_bound):
+            return np.inf
+        survey, center, scale = self.survey, self.center, self.scale
+        shifted = survey.weight * center**2
+        square = survey.moment2 - 2.0 * center * survey.moment1 + shifted
+        # What is lost to cancellation is added.
+        square = np.maximum(square, 0.0) + 1e-10 * (survey.moment2 + shifted)
+        if self.fit_intercept:
+            square = np.append(square, survey.weight)
+        trace = float(np.sum(square / scale**2))
+        return self.multiplier * self.loss.curvature_bound * trace + float(self.convexity.max())
+
+    @property
     def convexity(self) -> Array:
         """A diagonal that is below the Hessian in the solver's coordinates, shape (d,)."""
         diagonal = np.full(self.n_terms, self.penalty.strength)

@@ -24,6 +24,7 @@ HISTORY_COLUMNS = {
     "faults": np.int64,
     "order": np.int64,
     "n_iter": np.int64,
+    "what": np.object_,
 }
 FAULT_COLUMNS = (
     "when", "round", "kind", "worker", "evidence", "action", "cost_s", "recomputed_blocks",
@@ -40,13 +41,18 @@ class History:
         One a round.
     faults : list of dict
         One an event of the workers.
+    solver, why : str
+        Which solver it was, and why that one.
     """
 
     rows: list[dict[str, object]] = field(default_factory=list)
     faults: list[dict[str, object]] = field(default_factory=list)
+    solver: str = ""
+    why: str = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, FitStarted):
+            self.solver, self.why = event.run.solver, event.run.why
             self._note(event.survey.faults, event.first_round - 1)
         elif isinstance(event, RoundEnded):
             self._note(event.result.faults, event.round)
@@ -63,6 +69,7 @@ class History:
                     "faults": len(event.result.faults),
                     "order": event.order,
                     "n_iter": event.n_iter,
+                    "what": event.what,
                 }
             )
 
@@ -84,9 +91,12 @@ class History:
             worker; balance, that over the mean of all workers; bytes that crossed between
             processes; passes over the full data so far, the survey included; workers; faults,
             the rows of `faults_frame` of this round; order, 2 where the Hessian was asked for;
-            n_iter, the steps accepted so far.
+            n_iter, the steps accepted so far; what was asked for, in words. Its ``attrs`` say which
+            ``solver`` it was, and ``why``.
         """
-        return pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
+        frame = pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
+        frame.attrs |= {"solver": self.solver, "why": self.why}
+        return frame
 
     def faults_frame(self) -> pd.DataFrame:
         """A row an event of the workers: when, in which round (-1: before the first), kind, worker,

@@ -99,6 +99,8 @@ class RunSpec:
     n_rows, n_columns, n_blocks : int
     max_iter : int
     tol : float
+    why : str
+        Why it is that solver.
     """
 
     run_id: str
@@ -109,6 +111,7 @@ class RunSpec:
     n_blocks: int
     max_iter: int
     tol: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,8 @@ class RoundEnded:
         Counted from 0.
     order : {1, 2}
         Whether the Hessian was asked for (2).
+    what : str
+        What was asked for, in words.
     objective : float
         At the point that was evaluated.
     gap : float
@@ -154,6 +159,7 @@ class RoundEnded:
     run: RunSpec
     round: int
     order: int
+    what: str
     objective: float
     gap: float
     n_iter: int
@@ -271,6 +277,7 @@ def minimise(
                 run=run,
                 round=n_rounds - 1,
                 order=ask.order,
+                what=ask.what,
                 objective=evaluation.value,
                 gap=state.gap,
                 n_iter=state.n_iter,

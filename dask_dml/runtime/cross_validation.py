@@ -26,6 +26,8 @@ from dask_dml.runtime.core import (
 )
 from dask_dml.solvers.joint import JointNewton, JointState
 
+_WHAT = {1: "scores of the rows held out", 2: "gradients and Hessians of all folds"}
+
 
 @dataclass
 class CrossValidation:
@@ -135,6 +137,7 @@ class CrossValidation:
                 run=self.run,
                 round=self.n_rounds - 1,
                 order=order,
+                what=_WHAT[order],
                 objective=float(state.value[focus]),
                 gap=float(np.max(state.gap[wanted])),
                 n_iter=int(state.n_iter[wanted].max()),

@@ -9,7 +9,7 @@ rounds and read back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import numpy as np
@@ -42,8 +42,7 @@ class Ask(NamedTuple):
     share : float
         Share of the rows to look at, drawn at random.
     gram_share : float
-        Of those rows, the share that the Hessian is formed of. Scaled up, it stands for all rows;
-        times both shares, it is of rows that are there, and so below that of all of them.
+        Of those rows, the share that the Hessian is formed of; it stands for all of them.
     terms : ndarray of int or None
         Terms, in order, that the Hessian is of; None is all. The point is zero in all others.
     """
@@ -53,6 +52,18 @@ class Ask(NamedTuple):
     share: float = 1.0
     gram_share: float = 1.0
     terms: NDArray[np.intp] | None = None
+
+    @property
+    def what(self) -> str:
+        """In words, such as "gradient, and Hessian of 10 % of the rows"."""
+        rows = "" if self.share == 1.0 else f" of {100.0 * self.share:.2g} % of the rows"
+        if self.order == 1:
+            return f"gradient{rows}"
+        hessian = "Hessian" if self.terms is None else f"Hessian of {len(self.terms)} terms"
+        if self.gram_share == 1.0:
+            return f"gradient and {hessian}{rows}"
+        share = 100.0 * self.share * self.gram_share
+        return f"gradient{rows}, and {hessian} of {share:.2g} % of the rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,8 @@ class Goal:
         Bounds of a row's entries, in the solver's coordinates.
     convexity : ndarray of shape (d,)
         A diagonal matrix that is below the Hessian everywhere; 0 where there is no such bound.
+    smoothness : float
+        Bound of the Hessian's eigenvalues everywhere; inf where there is none.
     """
 
     tol: float
@@ -78,6 +91,7 @@ class Goal:
     self_concordance: float
     row_extent: Array
     convexity: Array
+    smoothness: float = np.inf
 
     @classmethod
     def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
@@ -88,6 +102,7 @@ class Goal:
             problem.loss.self_concordance,
             problem.row_extent,
             problem.convexity,
+            problem.smoothness,
         )
 
 
@@ -418,6 +433,31 @@ def certified_finish(
     """
     step = newton_step(evaluation, goal)
     return step, point + step.direction, relative_gap(evaluation.value, step.gap, step.gap_after)
+
+
+def lower_bound_gap(evaluation: Evaluation, share: float, goal: Goal) -> float:
+    """Bound of the relative gap at a point from the Hessian of a share of the rows.
+
+    The rows that were left out have a Hessian too, which is not below zero: that of the others, not
+    scaled up, is below that of all, and so are its bounds of the curvature and of its change.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        On all rows, with a Hessian that was scaled up from some.
+    share : float
+        Factor with which that is below the Hessian of all rows.
+    goal : Goal
+
+    Returns
+    -------
+    float
+        nan where there is no bound.
+    """
+    if evaluation.hessian is None:
+        raise ValueError("lower_bound_gap(evaluation=...) needs a Hessian: ask with order=2")
+    step = newton_step(replace(evaluation, hessian=share * evaluation.hessian), goal)
+    return relative_gap(evaluation.value, step.gap, step.gap)
 
 
 def relative_gap(value: float, gap: float, gap_after: float) -> float:

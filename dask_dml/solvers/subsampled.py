@@ -1,8 +1,8 @@
 """Quasi-Newton over growing samples: the Hessian of a sample is the metric, pairs correct it.
 
 The optimum on a random sample is within statistical error of that on all rows, so samples of
-growing size are solved no closer than that error, each from the point of the last. A Hessian is
-formed on the first sample's share of the rows only; every other round asks for a gradient.
+growing size are solved no closer than that error, each from the point of the last. Rounds ask for
+a gradient; for a Hessian along with it only where it pays, and seldom for that of all rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
+from dask_dml.objective.blocks import certain_share
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation
 from dask_dml.solvers.core import (
@@ -22,25 +23,55 @@ from dask_dml.solvers.core import (
     Goal,
     SolverState,
     StoredState,
+    certified_finish,
+    gradient_gap,
     is_descent,
     is_negligible,
+    lower_bound_gap,
     resolved,
     shorter_step,
 )
 
-# Of a sample, and rows of it for each coordinate of an output: with few, classes separate, and the
-# sample's optimum is far away.
-_LEAST_SHARE = 0.1
-_ROWS_A_TERM = 20
-_GROWTH = 3.0
+# Of the first sample, and rows of it for each coordinate of an output: with few, classes separate,
+# and the sample's optimum is far away.
+_LEAST_SHARE = 1 / 64
+_ROWS_A_TERM = 25
+_GROWTH = 10.0
 # A sample that is nearly everything is not worth a stage.
 _LARGEST_SHARE = 0.7
-# Of the statistical error of a sample's optimum, what is left when the next stage begins.
-_ERROR_SHARE = 0.1
-# Accepted steps after which the metric is formed anew, and of how many more rows.
-_STEPS_A_METRIC = 10
-_METRIC_GROWTH = 2.0
+# A stage is over when the decrease that is expected is within this multiple of the relative error
+# of the sample's optimum.
+_ERROR_SHARE = 1.0
+# Rows for each coordinate of an output of a Hessian that is to certify a point.
+_CERTAIN_ROWS_A_TERM = 8
+# What a Gram matrix of all rows costs for each coordinate of an output, in passes for a gradient;
+# and the entries that are passed over in the time that a round costs beyond its rows.
+_GRAM_COST = 1 / 15
+_ROUND_ENTRIES = 2e7
+# How much larger than predicted the bound of a gap may turn out.
+_CAUTION = 4.0
+# How many times more rows are taken where those of the last Hessian were not enough.
+_MORE_ROWS = 2.0
+# Accepted steps after which a metric is judged by them.
+_STEPS_TO_JUDGE = 3
 _MAX_TRIALS = 30
+
+
+def growing_shares(n_rows: int, n_terms: int) -> tuple[float, ...]:
+    """Shares of the rows that are solved one after the other; the last is all of them.
+
+    Parameters
+    ----------
+    n_rows : int
+    n_terms : int
+        Coordinates an output.
+    """
+    share = max(_LEAST_SHARE, _ROWS_A_TERM * n_terms / n_rows)
+    shares = []
+    while share <= _LARGEST_SHARE:
+        shares.append(share)
+        share *= _GROWTH
+    return (*shares, 1.0)
 
 
 @dataclass(frozen=True)
@@ -51,12 +82,16 @@ class SubsampledState(SolverState):
     ----------
     stage : int
         Which of the samples.
-    is_metric_due : bool
-        Whether the next round forms a Hessian.
+    gram_share : float
+        Share of the stage's rows of which the next round forms a Hessian; 0 for none.
     metric_share : float
-        Share of the rows that it is formed of.
+        Share of all rows that the metric was formed of; 0 while there is none.
+    certified_share : float
+        The same of the last Hessian that was to certify a point, and could not.
     initial : float
         Objective at the stage's first point.
+    expected : float
+        Relative decrease that was expected when the metric was new.
     gradient : ndarray of shape (d,)
         At `point`, over the stage's sample.
     factor : ndarray of shape (d, d)
@@ -70,9 +105,11 @@ class SubsampledState(SolverState):
     """
 
     stage: int
-    is_metric_due: bool
+    gram_share: float
     metric_share: float
+    certified_share: float
     initial: float
+    expected: float
     gradient: Array
     factor: Array
     steps: Array
@@ -82,9 +119,9 @@ class SubsampledState(SolverState):
     n_trials: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SubsampledNewton:
-    """Sub-sampled quasi-Newton; stops when its model expects to gain little on all rows.
+    """Sub-sampled quasi-Newton, which forms Hessians of no more rows than it needs.
 
     Parameters
     ----------
@@ -93,9 +130,20 @@ class SubsampledNewton:
         Of the data.
     n_terms : int
         Coordinates an output.
-    accuracy : float
-        Relative decrease that is expected at the end.
+    shares : tuple of float
+        Shares of the rows that the stages look at; the last is all.
+    metric : ndarray of shape (d, d) or None
+        Hessian at the first point, about, where a sample was solved before.
+    metric_share : float
+        Share of the rows that it was formed of.
     name : str
+
+    Notes
+    -----
+    The gap is bounded without a Hessian of all rows: that of some, not scaled up, is below it, and
+    the bounds of `newton_step` with it hold, only larger by the inverse of their share. A further
+    pass pays for that, since each lowers the gap by more. What costs less is chosen: a gradient
+    first, or a Hessian of more rows now.
 
     References
     ----------
@@ -106,118 +154,211 @@ class SubsampledNewton:
     goal: Goal
     n_rows: int
     n_terms: int
-    accuracy: float
+    shares: tuple[float, ...]
+    metric: Array | None = None
+    metric_share: float = 0.0
     name: str = "subsampled-newton"
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """Shares of the rows that the stages look at; the last is all."""
-        share = max(_LEAST_SHARE, _ROWS_A_TERM * self.n_terms / self.n_rows)
-        shares = []
-        while share <= _LARGEST_SHARE:
-            shares.append(share)
-            share *= _GROWTH
-        return (*shares, 1.0)
 
     def start(self, point: Array) -> SubsampledState:
         """State before the first round."""
         zero, none = np.zeros_like(point), np.empty((0, len(point)))
-        factor = np.zeros((len(point),) * 2)
-        first = (0, True, self.shares[0], np.inf)
+        has_metric = self.metric is not None
         return SubsampledState(
-            point, np.inf, np.nan, 0, "", *first, zero, factor, none, none, zero, 1.0, 0
+            point=point,
+            value=np.inf,
+            gap=np.nan,
+            n_iter=0,
+            reason="",
+            stage=0,
+            gram_share=0.0 if has_metric else 1.0,
+            metric_share=self.metric_share,
+            certified_share=0.0,
+            initial=np.inf,
+            expected=np.inf,
+            gradient=zero,
+            factor=np.zeros((len(point),) * 2) if self.metric is None else _cholesky(self.metric),
+            steps=none,
+            changes=none,
+            direction=zero,
+            step=1.0,
+            n_trials=0,
         )
 
     def ask(self, state: SubsampledState) -> Ask:
-        """The metric, or value and gradient at the next trial point."""
-        if state.is_metric_due:
-            return Ask(state.point, 2, state.metric_share)
-        return Ask(state.point + state.step * state.direction, 1, self.shares[state.stage])
+        """Value and gradient at the next trial point, and a Hessian where one is due."""
+        point = state.point + state.step * state.direction
+        share = self.shares[state.stage]
+        return Ask(point, 2, share, state.gram_share) if state.gram_share else Ask(point, 1, share)
 
     def restore(self, stored: StoredState) -> SubsampledState:
         """The state that was stored."""
         return stored.restored(SubsampledState)
 
     def tell(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
-        """Take the metric; or accept the trial and turn, or shorten the step."""
-        if state.is_metric_due:
-            return self._take_metric(state, evaluation)
-        if not np.isfinite(state.value):
-            return self._turn(self._begun(state, evaluation))
-        slope = float(state.gradient @ state.direction)
-        if not is_descent(state.value, slope, state.step, evaluation.value):
-            step = shorter_step(state.value, slope, state.step, evaluation.value)
-            stalled = state.n_trials >= _MAX_TRIALS
-            return replace(
-                state, step=step, n_trials=state.n_trials + 1, reason=STALLED if stalled else ""
-            )
+        """Accept the trial and turn, or shorten the step."""
+        if np.isfinite(state.value):
+            slope = float(state.gradient @ state.direction)
+            if not is_descent(state.value, slope, state.step, evaluation.value):
+                step = shorter_step(state.value, slope, state.step, evaluation.value)
+                reason = STALLED if state.n_trials >= _MAX_TRIALS else ""
+                n_trials = state.n_trials + 1
+                return replace(state, step=step, n_trials=n_trials, gram_share=0.0, reason=reason)
+            state = self._moved(state, evaluation)
+        else:
+            state = replace(state, initial=evaluation.value)
+        state = replace(state, value=evaluation.value, gradient=evaluation.gradient)
+        # About as many rows as made the metric, and at a better point.
+        if state.gram_share * self.shares[state.stage] > 0.9 * state.metric_share:
+            state = self._with_metric(state, evaluation)
+        return self._turn(state, evaluation)
+
+    def _is_last(self, state: SubsampledState) -> bool:
+        return state.stage == len(self.shares) - 1
+
+    def _moved(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         moved = state.step * state.direction
         change = evaluation.gradient - state.gradient
         steps, changes = state.steps, state.changes
         # Backtracking does not see to it that the curvature along the step is positive.
         if float(moved @ change) > 1e-10 * float(np.linalg.norm(moved) * np.linalg.norm(change)):
             steps, changes = np.vstack([steps, moved]), np.vstack([changes, change])
-        return self._turn(
-            replace(
-                state,
-                point=state.point + moved,
-                value=evaluation.value,
-                gradient=evaluation.gradient,
-                steps=steps,
-                changes=changes,
-                n_iter=state.n_iter + 1,
-            )
+        return replace(
+            state,
+            point=state.point + moved,
+            steps=steps,
+            changes=changes,
+            n_iter=state.n_iter + 1,
         )
 
-    def _take_metric(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
+    def _with_metric(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         if evaluation.hessian is None:
             raise ValueError("SubsampledNewton.tell(evaluation=...) needs the Hessian it asked for")
         none = np.empty((0, len(state.point)))
-        state = replace(
+        return replace(
             state,
-            is_metric_due=False,
+            metric_share=state.gram_share * self.shares[state.stage],
             factor=_cholesky(evaluation.hessian),
             steps=none,
             changes=none,
-            direction=np.zeros_like(state.point),
         )
-        if np.isfinite(state.value):
-            return self._turn(state)
-        if state.metric_share == self.shares[state.stage]:
-            return self._turn(self._begun(state, evaluation))
-        return state
 
-    def _begun(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
-        value = evaluation.value
-        return replace(state, value=value, initial=value, gradient=evaluation.gradient)
-
-    def _turn(self, state: SubsampledState) -> SubsampledState:
+    def _turn(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         direction = -_times_inverse(state.gradient, state.factor, state.steps, state.changes)
         expected = -0.5 * float(state.gradient @ direction)
         size = resolved(state.value, state.initial)
-        share = self.shares[state.stage]
-        is_last = state.stage == len(self.shares) - 1
-        enough = self.accuracy
-        if not is_last:
-            enough = max(enough, _ERROR_SHARE * len(state.point) / (share * self.n_rows))
-        state = replace(state, direction=direction, step=1.0, n_trials=0)
-        if expected <= enough * size or is_negligible(size, expected):
-            if is_last:
-                return replace(state, reason=CONVERGED)
-            return replace(
-                state,
-                stage=state.stage + 1,
-                is_metric_due=True,
-                value=np.inf,
-                direction=np.zeros_like(direction),
-            )
+        relative = expected / size
+        is_rounding = is_negligible(size, expected)
+        if self._is_last(state):
+            state = self._certified(state, evaluation, direction, relative)
+            if is_rounding and (state.gram_share or not self._is_certifiable):
+                state = replace(state, reason=CONVERGED)
+        if state.reason:
+            return state
         if state.n_iter >= self.goal.max_iter:
             return replace(state, reason=MAX_ITER)
-        if len(state.steps) < _STEPS_A_METRIC:
-            return state
-        # What so many pairs did not correct wants more rows, as far as the stage has them.
-        larger = min(_METRIC_GROWTH * state.metric_share, share)
-        return replace(state, is_metric_due=True, metric_share=larger)
+        error = len(state.point) / (self.shares[state.stage] * self.n_rows)
+        enough = max(self.goal.tol, _ERROR_SHARE * error)
+        if not self._is_last(state) and (relative <= enough or is_rounding):
+            return self._next_stage(state)
+        state = replace(
+            state,
+            direction=direction,
+            # No objective is below zero: where the model says so, the step is too long.
+            step=min(1.0, state.value / expected) if expected > 0.0 else 1.0,
+            n_trials=0,
+            expected=state.expected if len(state.steps) else relative,
+        )
+        return replace(state, gram_share=self._gram_share(state, relative, enough))
+
+    def _certified(
+        self, state: SubsampledState, evaluation: Evaluation, direction: Array, relative: float
+    ) -> SubsampledState:
+        """The state with the gap at its point, converged where that is small enough."""
+        tol, certain = self.goal.tol, certain_share(state.gram_share)
+        point = state.point
+        gap = gradient_gap(evaluation.value, evaluation.gradient, self.goal)
+        # What is expected to be gained, over the share, is what the bound is about.
+        if self._is_certifiable and state.gram_share and relative <= tol * certain:
+            gap = float(np.fmin(gap, lower_bound_gap(evaluation, certain, self.goal)))
+            if gap <= tol:
+                point, gap = self._bettered(state, evaluation, direction, gap)
+            state = replace(state, certified_share=state.gram_share)
+        return replace(state, point=point, gap=gap, reason=CONVERGED if gap <= tol else "")
+
+    def _bettered(
+        self, state: SubsampledState, evaluation: Evaluation, direction: Array, gap: float
+    ) -> tuple[Array, float]:
+        """The point that the last step leads to, with its gap, where that is still small enough.
+
+        Nobody has been there; but what a step may raise the objective by at most is known.
+        """
+        if state.gram_share == 1.0:
+            _, point, gap_after = certified_finish(state.point, evaluation, self.goal)
+            return (point, gap_after) if gap_after <= gap else (state.point, gap)
+        slope = float(state.gradient @ direction)
+        rise = slope + 0.5 * self.goal.smoothness * float(direction @ direction)
+        gap_after = gap + max(rise, 0.0) / resolved(state.value, state.initial)
+        is_better = gap_after <= self.goal.tol
+        return (state.point + direction, gap_after) if is_better else (state.point, gap)
+
+    def _next_stage(self, state: SubsampledState) -> SubsampledState:
+        # The first stage's metric is that of its first point, which may have been anywhere.
+        due = state.metric_share / self.shares[state.stage + 1] if state.stage == 0 else 0.0
+        none = np.empty((0, len(state.point)))
+        return replace(
+            state,
+            stage=state.stage + 1,
+            gram_share=due,
+            value=np.inf,
+            direction=np.zeros_like(state.point),
+            steps=none,
+            changes=none,
+        )
+
+    @property
+    def _is_certifiable(self) -> bool:
+        return bool(np.isfinite(self.goal.self_concordance))
+
+    @property
+    def _round_cost(self) -> float:
+        return _ROUND_ENTRIES / (self.n_rows * self.n_terms)
+
+    def _gram_share(self, state: SubsampledState, relative: float, enough: float) -> float:
+        """Share of the stage's rows to form a Hessian of in the next round; 0 for none."""
+        d, n_steps = len(state.point), len(state.steps)
+        # By how much a step lowers what the next one is expected to gain.
+        ratio = min(4.0 * d / (state.metric_share * self.n_rows), 0.5)
+        if n_steps:
+            ratio = min((relative / state.expected) ** (1.0 / n_steps), 0.99)
+        gram_cost = _GRAM_COST * max(self.n_terms, d - self.n_terms)
+        if self._is_last(state) and self._is_certifiable:
+            share = self._certifying_share(state, _CAUTION * relative * ratio, ratio, gram_cost)
+            if share:
+                return share
+        if n_steps < _STEPS_TO_JUDGE:
+            return 0.0
+        # A metric of more rows has to save more than it costs, with half the steps.
+        share = self.shares[state.stage]
+        n_left = np.log(enough / relative) / np.log(ratio)
+        more = min(_MORE_ROWS * state.metric_share, share)
+        is_worth_it = 0.5 * n_left * (share + self._round_cost) > gram_cost * more
+        return more / share if is_worth_it else 0.0
+
+    def _certifying_share(
+        self, state: SubsampledState, predicted: float, ratio: float, gram_cost: float
+    ) -> float:
+        """Share of the rows whose Hessian at the next point ends the fit at the least cost.
+
+        0 where it costs less to take one more step first.
+        """
+        least = _CERTAIN_ROWS_A_TERM * self.n_terms / self.n_rows
+        least = min(max(least, _MORE_ROWS * state.certified_share), 1.0)
+        now = max(predicted / self.goal.tol, least)
+        later = max(now * ratio, least)
+        if now > 1.0 or gram_cost * (now - later) > 1.0 + self._round_cost:
+            return 0.0
+        # For less than a round costs, that of all rows also leads to a better point.
+        return 1.0 if gram_cost * (1.0 - now) <= self._round_cost else now
 
 
 def _cholesky(hessian: Array) -> Array:

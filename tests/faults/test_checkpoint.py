@@ -127,7 +127,7 @@ def test_a_fit_goes_on_after_any_round_with_the_same_bits(name, tmp_path):
 
 @pytest.mark.parametrize("solver", ["lbfgs", "gd"])
 def test_a_gradient_method_without_certificate_goes_on_too(solver, tmp_path, monkeypatch):
-    monkeypatch.setattr("dask_dml.estimator._CERTIFIED_COORDINATES", 0)
+    monkeypatch.setattr("dask_dml.solvers.choice._HESSIAN_COORDINATES", 0)
     model = LogisticRegression(solver=solver, tol=1e-6, runtime=LOCAL)
     expected = clone(model).fit(X, TWO)
     model.set_params(checkpoint=str(tmp_path / "fit"))
@@ -154,7 +154,7 @@ def test_a_start_from_a_sample_is_not_drawn_again(tmp_path, monkeypatch):
     from dask_dml import estimator
     from dask_dml.runtime.local import LocalExecutor
 
-    survey, start = LocalExecutor.survey, estimator.start_from_sample
+    survey, start = LocalExecutor.survey, estimator.optimum_of_sample
     monkeypatch.setattr(estimator, "sample_share", lambda *_: 0.5)
     monkeypatch.setattr("dask_dml.runtime.sample._ROWS_A_COORDINATE", 10)
     monkeypatch.setattr(
@@ -162,7 +162,7 @@ def test_a_start_from_a_sample_is_not_drawn_again(tmp_path, monkeypatch):
         "survey",
         lambda s, kind, share: shares.append(share) or survey(s, kind, share),
     )
-    monkeypatch.setattr(estimator, "start_from_sample", lambda *a: started.append(1) or start(*a))
+    monkeypatch.setattr(estimator, "optimum_of_sample", lambda *a: started.append(1) or start(*a))
     expected = LogisticRegression(runtime=LOCAL).fit(X, TWO)
     model = LogisticRegression(runtime=LOCAL, checkpoint=tmp_path)
     interrupt(model, 1, X, TWO)

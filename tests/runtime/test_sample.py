@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
@@ -14,14 +16,16 @@ from dask_dml.objective import (
     LogisticLoss,
     MultinomialLoss,
     Problem,
+    SquaredLoss,
     Survey,
     TargetKind,
     TreeSum,
+    block_statistics,
     survey_block,
 )
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime.core import RoundResult
-from dask_dml.runtime.sample import sample_share, start_from_sample
+from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
 
 N_ROWS, SHARE = 160_000, 1 / 32
 NAMES = tuple(f"x{j}" for j in range(28))
@@ -46,8 +50,6 @@ def surveyed(X, y, share, weight=None) -> Survey:
 
 
 def evaluated(problem, point, X, y):
-    from dask_dml.objective import block_statistics
-
     request = problem.request(point, 1)
     return problem.evaluation(point, block_statistics(request, X, y.astype(np.int32), None)).value
 
@@ -82,9 +84,10 @@ def test_the_start_is_most_of_the_way_to_the_optimum(higgs):
     X, y = higgs
     survey = surveyed(X, y, SHARE)
     problem = Problem(LogisticLoss(), L2Penalty(1.0), 1.0, survey, True)
-    start, passes = start_from_sample(
+    optimum_of = optimum_of_sample(
         problem, TargetEncoder(survey.classes), RoundResult(survey, 0.0, {}, 0)
     )
+    start, passes = optimum_of.point, optimum_of.passes
     model = SklearnLogisticRegression(solver="newton-cholesky", tol=1e-10).fit(
         X.astype(np.float64), y
     )
@@ -95,6 +98,13 @@ def test_the_start_is_most_of_the_way_to_the_optimum(higgs):
     assert 0.0 <= there < 2.0 * 0.5 * problem.n_coordinates / SHARE
     assert there < 0.1 * constant
     assert SHARE <= passes <= SHARE * 10
+    # Its Hessian stands for that of all rows.
+    request = problem.request(start, 2)
+    sums = block_statistics(request, X, y.astype(np.int32), None)
+    whole = problem.evaluation(start, sums).hessian
+    root = np.linalg.cholesky(whole)
+    apart = np.linalg.solve(root, np.linalg.solve(root, optimum_of.metric).T)
+    np.testing.assert_allclose(np.linalg.eigvalsh(apart), 1.0, atol=0.3)
 
 
 def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
@@ -106,7 +116,10 @@ def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
     np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6)
     assert model.gap_ <= 1e-8
     n_rounds = len(model.history_)
-    assert n_rounds <= 3
+    assert n_rounds <= 4
+    # The sample has given the metric: a Hessian is formed to certify the end alone.
+    assert list(model.history_["what"]) == ["gradient"] * (n_rounds - 1) + ["gradient and Hessian"]
+    assert model.history_.attrs["why"].endswith("3.1 % of them were solved first, in this process")
     spent = model.n_passes_ - 1.0 - n_rounds
     assert SHARE <= spent < 0.5
     assert model.history_["passes"].iloc[-1] == model.n_passes_
@@ -130,11 +143,9 @@ def test_a_sample_that_is_small_for_its_coordinates_is_not_solved():
     X, y = X.compute(scheduler="threads"), y.compute(scheduler="threads")
     survey = surveyed(X, y, SHARE)
     problem = Problem(MultinomialLoss(5), L2Penalty(1.0), 1.0, survey, True)
-    start, passes = start_from_sample(
-        problem, TargetEncoder(survey.classes), RoundResult(survey, 0.0, {}, 0)
-    )
-    np.testing.assert_array_equal(start, problem.start())
-    assert passes == 0.0
+    assert not is_worth_solving(problem, SHARE)
+    assert is_worth_solving(replace(problem, loss=LogisticLoss()), 40 * 21 / 8_000)
+    assert not is_worth_solving(replace(problem, loss=SquaredLoss()), SHARE)
 
 
 def test_rows_without_weight_are_drawn_but_do_not_count(higgs):

@@ -17,7 +17,7 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
-from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay
+from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, SubsampledNewton
 from dask_dml.solvers.core import CONVERGED, MAX_ITER, STALLED, state_arrays
 
 
@@ -45,7 +45,7 @@ class Case:
         return Goal.of(self.problem, tol, max_iter)
 
     def evaluate(self, ask):
-        request = self.problem.request(ask.point, ask.order)
+        request = self.problem.request(ask.point, ask.order, ask.share, ask.gram_share)
         sums = block_statistics(request, self.X, self.target, self.weight)
         return self.problem.evaluation(ask.point, sums)
 
@@ -96,7 +96,12 @@ SOLVERS = {
     "gd": GradientDescent,
     "lbfgs, newton": lambda goal: Relay(LBFGS(goal), Newton(goal)),
     "gd, newton": lambda goal: Relay(GradientDescent(goal), Newton(goal)),
+    "subsampled newton": lambda goal: subsampled(goal, (1.0,)),
 }
+
+
+def subsampled(goal, shares):
+    return SubsampledNewton(goal, 150, len(goal.row_extent), shares)
 
 
 @pytest.mark.parametrize("intercept", [False, True])
@@ -113,7 +118,7 @@ def test_every_solver_reaches_the_optimum(name, loss, intercept):
         assert state.gap <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["newton", "lbfgs, newton"])
+@pytest.mark.parametrize("name", ["newton", "lbfgs, newton", "subsampled newton"])
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),

@@ -12,9 +12,11 @@ from sklearn.linear_model import LogisticRegression as Reference
 
 from dask_dml.linear_model import LogisticRegression
 from dask_dml.objective import LogisticLoss, MultinomialLoss, Request, block_statistics
-from dask_dml.objective.blocks import drawn_rows
+from dask_dml.objective.blocks import certain_share, drawn_rows
+from dask_dml.objective.losses import PoissonLoss
 from dask_dml.solvers import Goal, SubsampledNewton
 from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
+from dask_dml.solvers.subsampled import growing_shares
 
 
 def made(n, p, deviation=2.0, n_classes=2, seed=0):
@@ -45,48 +47,65 @@ def test_sums_of_a_sample_stand_for_all_rows(loss):
     np.testing.assert_allclose(part.gram, whole.gram, atol=0.05 * scale)
 
 
-@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)])
-def test_a_gram_of_a_share_comes_with_the_gradient_of_all_rows(loss):
-    X, y = made(2_000, 5, n_classes=max(loss.n_outputs, 2))
-    weight = np.random.default_rng(1).random(2_000)
-    request = Request(loss, 0.1 * np.ones((loss.n_outputs, 6)), np.zeros(5), 2)
+@pytest.mark.parametrize("columns", [5, 300])
+@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3), PoissonLoss()])
+def test_a_gram_of_a_share_comes_with_the_gradient_of_all_rows(loss, columns):
+    n_outputs = loss.n_outputs
+    columns = min(columns, 300 // n_outputs**2)
+    X, y = made(3_000, columns, n_classes=max(n_outputs, 2))
+    weight = np.random.default_rng(1).random(len(X))
+    theta = 0.5 * np.random.default_rng(2).normal(size=(n_outputs, columns + 1))
+    theta /= columns**0.5
+    request = Request(loss, theta, np.zeros(columns), 2)
     whole = block_statistics(request, X, y, weight)
-    part = block_statistics(replace(request, gram_share=0.3), X, y, weight)
-    assert part.loss == pytest.approx(whole.loss, rel=1e-13)
-    np.testing.assert_allclose(part.gradient, whole.gradient, rtol=1e-9)
-    own = replace(request, share=0.3)
-    np.testing.assert_array_equal(part.gram, block_statistics(own, X, y, weight).gram)
-    # Of rows that are there: below that of all rows, once it is not scaled up any more.
-    both = block_statistics(replace(request, share=0.4, gram_share=0.3), X, y, weight)
-    for share, gram in ((0.3, part.gram), (0.12, both.gram)):
-        left = np.linalg.eigvalsh(whole.gram - share * gram)
+    for share, gram_share in ((1.0, 0.3), (0.6, 0.5)):
+        part = block_statistics(replace(request, share=share, gram_share=gram_share), X, y, weight)
+        if share == 1.0:
+            assert part.loss == pytest.approx(whole.loss, rel=1e-12)
+            np.testing.assert_allclose(part.gradient, whole.gradient, rtol=1e-8, atol=1e-8)
+        # It stands for all rows; without what it stands for it is below their Gram matrix.
+        assert np.trace(part.gram) == pytest.approx(np.trace(whole.gram), rel=0.15)
+        below = share * certain_share(gram_share) * part.gram
+        left = np.linalg.eigvalsh(whole.gram - below)
         assert left[0] >= -1e-12 * left[-1]
 
 
+def test_rows_of_much_curvature_are_drawn_more_often():
+    X, y = made(4_000, 300, 200.0)
+    theta = np.append(X[y == 1].mean(axis=0) - X[y == 0].mean(axis=0), 0.0)[None] * 200.0
+    request = Request(LogisticLoss(), theta, np.zeros(300), 2)
+    whole = block_statistics(request, X, y, None).gram
+    few = block_statistics(replace(request, gram_share=0.25), X, y, None).gram
+    uniform = block_statistics(replace(request, share=0.25), X, y, None).gram
+    apart = [np.linalg.norm(gram - whole) for gram in (few, uniform)]
+    assert apart[0] < 0.5 * apart[1]
+
+
 @pytest.mark.parametrize("deviation", [2.0, 20.0])
-def test_wide_data_takes_few_passes_to_the_optimum(deviation):
+def test_wide_data_takes_few_hessians_to_the_optimum(deviation):
     X, y = made(12_000, 200, deviation)
     model = LogisticRegression().fit(X, y)
     assert model.gap_ <= 1e-8
-    full = model.history_["passes"].iloc[-1]
-    assert model.n_passes_ == full
-    assert set(model.history_["order"]) == {1, 2}
-    # One round alone forms the Hessian of all rows: that which certifies the result.
-    spent = np.diff(model.history_["passes"], prepend=1.0)
-    assert np.sum((model.history_["order"] == 2) & (spent == 1.0)) <= 2
+    assert model.n_passes_ == model.history_["passes"].iloc[-1]
+    assert model.history_.attrs["solver"] == "subsampled-newton"
+    assert "12,000 rows and 201 coefficients" in model.history_.attrs["why"]
+    # At most one is of all rows: that which certifies the end.
+    what = list(model.history_["what"])
+    assert "gradient" in what
+    assert what.count("gradient and Hessian") <= 1
     reference = Reference(solver="newton-cholesky", tol=1e-12, max_iter=200)
     reference.fit(X.astype(np.float64), y)
     np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-4, atol=1e-5)
 
 
 def goal():
-    return Goal(1e-8, 100, 1.0, np.ones(3), np.zeros(3))
+    return Goal(1e-8, 100, 1.0, np.ones(4), np.zeros(4))
 
 
 def test_a_sample_has_rows_enough_for_its_coordinates():
-    assert SubsampledNewton(goal(), 1_000_000, 100, 1e-9).shares[0] == 0.1
-    assert SubsampledNewton(goal(), 100_000, 1001, 1e-9).shares[0] == pytest.approx(0.2002)
-    assert SubsampledNewton(goal(), 1_000, 1001, 1e-9).shares == (1.0,)
+    assert growing_shares(10_000_000, 100) == (1 / 64, 10 / 64, 1.0)
+    assert growing_shares(100_000, 1001) == (25 * 1001 / 100_000, 1.0)
+    assert growing_shares(1_000, 1001) == (1.0,)
 
 
 class Quadratic:
@@ -112,7 +131,7 @@ class Quadratic:
 @given(seed=st.integers(0, 1000), stored_at=st.integers(0, 12))
 def test_it_ends_at_the_optimum_of_all_and_may_be_stored_at_any_round(seed, stored_at):
     objective = Quadratic(seed)
-    solver = SubsampledNewton(goal(), 100_000, 4, 1e-12)
+    solver = SubsampledNewton(goal(), 100_000, 4, (0.1, 1.0))
     state = solver.start(np.zeros(4))
     rounds = 0
     while not state.reason and rounds < 100:

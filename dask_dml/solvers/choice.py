@@ -1,0 +1,106 @@
+"""Which solver fits a problem, and why: what ``solver="auto"`` means."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from dask_dml.objective.losses import Array
+from dask_dml.objective.problem import Problem
+from dask_dml.solvers.core import Goal, Solver
+from dask_dml.solvers.first_order import GradientDescent
+from dask_dml.solvers.lbfgs import LBFGS
+from dask_dml.solvers.newton import Newton
+from dask_dml.solvers.proximal import ProximalNewton
+from dask_dml.solvers.relay import Relay
+from dask_dml.solvers.subsampled import SubsampledNewton, growing_shares
+
+# Coordinates up to which Newton's method takes less time than L-BFGS: its Hessian costs more than
+# a gradient by a factor that grows with the columns, and for several classes with their number too.
+_NEWTON_COORDINATES = 1200
+_NEWTON_COORDINATES_CLASSES = 300
+# Coordinates from which a Hessian of all rows costs more than several gradients.
+WIDE = 150
+# Coordinates up to which Hessians of some rows are formed, and rows for each that they need.
+_HESSIAN_COORDINATES = 2000
+_ROWS_A_COORDINATE = 20
+# How much closer a gradient method goes by its own estimate where nothing certifies its result.
+_UNCERTIFIED = 1e-3
+
+
+class Choice(NamedTuple):
+    """A solver, and why it is that one."""
+
+    solver: Solver[Any]
+    why: str
+
+
+class Sampled(NamedTuple):
+    """A sample of the rows that was solved before the first round.
+
+    Attributes
+    ----------
+    share : float
+        Of the rows.
+    metric : ndarray of shape (d, d) or None
+        Its Hessian at its optimum, scaled up; None where that is not known any more, as when a
+        fit goes on from a checkpoint, which has it.
+    """
+
+    share: float
+    metric: Array | None
+
+
+def choose_solver(
+    name: str, problem: Problem, tol: float, max_iter: int, sampled: Sampled | None
+) -> Choice:
+    """The solver that an estimator's arguments ask for.
+
+    Parameters
+    ----------
+    name : {"auto", "newton", "lbfgs", "gd"}
+    problem : Problem
+    tol, max_iter : float, int
+        See `Goal`.
+    sampled : Sampled or None
+        The sample whose optimum is the first point.
+    """
+    goal = Goal.of(problem, tol, max_iter)
+    if problem.penalty.absolute > 0.0:
+        solver = ProximalNewton.of(problem, tol, max_iter)
+        return Choice(solver, "an L1 penalty needs a proximal step")
+    if name == "auto":
+        return _automatic(problem, goal, sampled)
+    why = f"asked for by solver={name!r}"
+    if name == "newton":
+        return Choice(Newton(goal), why)
+    return Choice(_first_order(LBFGS if name == "lbfgs" else GradientDescent, problem, goal), why)
+
+
+def _automatic(problem: Problem, goal: Goal, sampled: Sampled | None) -> Choice:
+    n_rows, d = problem.survey.n_rows, problem.n_coordinates
+    what = f"{n_rows:,} rows and {d:,} coefficients"
+    if problem.loss.self_concordance == 0.0 and d <= _NEWTON_COORDINATES:
+        return Choice(Newton(goal), f"a squared loss of {d:,} coefficients needs one Hessian")
+    if sampled is not None:
+        n_terms, metric = problem.n_terms, sampled.metric
+        solver = SubsampledNewton(goal, n_rows, n_terms, (1.0,), metric, sampled.share)
+        share = f"{100.0 * sampled.share:.2g} %"
+        return Choice(solver, f"{what}: {share} of them were solved first, in this process")
+    if WIDE <= d <= min(_HESSIAN_COORDINATES, n_rows / _ROWS_A_COORDINATE):
+        shares = growing_shares(n_rows, problem.n_terms)
+        solver = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
+        stages = ", ".join(f"{100.0 * share:.2g} %" for share in shares)
+        return Choice(solver, f"{what}: solved on {stages} of the rows one after the other")
+    several = problem.loss.n_outputs > 1
+    if d <= (_NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES):
+        return Choice(Newton(goal), f"{what}: Hessians of all rows cost little more than gradients")
+    return Choice(_first_order(LBFGS, problem, goal), f"{what}: too many for Hessians")
+
+
+def _first_order(
+    descent: type[LBFGS] | type[GradientDescent], problem: Problem, goal: Goal
+) -> Solver[Any]:
+    """A gradient method, certified by one Newton step where that is not too large."""
+    if problem.n_coordinates <= _HESSIAN_COORDINATES:
+        return Relay(descent(goal), Newton(goal))
+    return descent(Goal.of(problem, goal.tol * _UNCERTIFIED, goal.max_iter))
