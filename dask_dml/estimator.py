@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import dask.array as da
 import numpy as np
@@ -36,12 +36,12 @@ from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
+from dask_dml.runtime.existence import judged
 from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
 from dask_dml.solvers import Solver
 from dask_dml.solvers.choice import Sampled, choose_solver
-from dask_dml.solvers.core import CONVERGED
-from dask_dml.solvers.perspective import NO_SCALE
+from dask_dml.solvers.core import CONVERGED, VANISHED
 from dask_dml.version import __version__
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ _SENT_BYTES = 32 * 8_000_000
 MODEL_FORMAT = 1
 
 _RAISE_MAX_ITER = "raise max_iter, or use solver='newton'"
-_ADVICE = {NO_SCALE: "use a larger epsilon, or QuantileRegressor"}
+_ADVICE = {
+    VANISHED: "the rows are fitted to the last digit, and others may be by other coefficients; "
+    "penalise them for a single solution"
+}
 
 
 class Setting(NamedTuple):
@@ -96,6 +99,8 @@ class LinearEstimator(BaseEstimator):
     _target_kind: TargetKind
     # What `save` keeps of a fit, as attributes with an underscore at the end.
     _fitted: tuple[str, ...] = ("coef", "intercept")
+    # What to do about a reason for stopping other than the number of iterations.
+    _advice: ClassVar[dict[str, str]] = {}
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the model.
@@ -147,7 +152,7 @@ class LinearEstimator(BaseEstimator):
             warnings.warn(
                 f"{type(self).__name__}(solver={self.solver!r}) stopped before a relative gap of "
                 f"{self.tol:g} ({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
-                f"{_ADVICE.get(state.reason, _RAISE_MAX_ITER)}",
+                f"{(self._advice | _ADVICE).get(state.reason, _RAISE_MAX_ITER)}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -207,7 +212,7 @@ class LinearEstimator(BaseEstimator):
         )
         listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
         outcome = minimise(problem, solver, start, executor, run, survey, listeners, passes, keeper)
-        return setting, outcome
+        return setting, judged(problem, executor, outcome, self.tol)
 
     def _keeper(self, source: Source, run_id: str, history: History) -> CheckpointKeeper | None:
         if self.checkpoint is None:

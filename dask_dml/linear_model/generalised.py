@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from dask.base import is_dask_collection
@@ -18,6 +18,7 @@ from dask_dml.objective import L2Penalty, Problem, SquaredLoss, Survey, TargetKi
 from dask_dml.objective.losses import Array, GammaLoss, PoissonLoss, TweedieLoss
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Runtime
+from dask_dml.solvers.escape import NO_OPTIMUM
 
 Deviance = PoissonLoss | GammaLoss | TweedieLoss | SquaredLoss
 
@@ -26,6 +27,10 @@ class _GeneralisedLinear(RegressorMixin, LinearEstimator):
     """What these regressors share: the mean of half the unit deviances, penalised."""
 
     _target_kind = TargetKind.NUMBERS
+    _advice: ClassVar[dict[str, str]] = {
+        NO_OPTIMUM: "rows that a plane separates from the others all have a target of 0, for which "
+        "no finite coefficients are best; set alpha > 0, or drop those rows"
+    }
 
     alpha: float
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
 import dask.array as da
@@ -49,6 +49,7 @@ from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Outcome, Runtime
 from dask_dml.runtime.cross_validation import CrossValidation
 from dask_dml.solvers.core import CONVERGED, MAX_ITER, SolverState
+from dask_dml.solvers.escape import NO_OPTIMUM
 from dask_dml.solvers.joint import JointNewton, JointState
 
 
@@ -134,6 +135,11 @@ class LogisticRegression(LogisticClassifier):
     >>> model.predict([[0.5], [2.5]])
     array([0, 1])
     """
+
+    _advice: ClassVar[dict[str, str]] = {
+        NO_OPTIMUM: "the classes are separable, all of their rows or some, and without a penalty "
+        "nothing keeps the coefficients finite; set C to a finite number"
+    }
 
     def __init__(
         self,

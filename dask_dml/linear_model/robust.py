@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from dask.base import is_dask_collection
@@ -19,6 +19,7 @@ from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Runtime
 from dask_dml.solvers import Goal, PerspectiveNewton
+from dask_dml.solvers.perspective import NO_SCALE
 
 
 class HuberRegressor(LeastSquares):
@@ -70,6 +71,7 @@ class HuberRegressor(LeastSquares):
     """
 
     _fitted = ("coef", "intercept", "scale")
+    _advice: ClassVar[dict[str, str]] = {NO_SCALE: "use a larger epsilon"}
 
     def __init__(
         self,

@@ -22,11 +22,14 @@ from dask_dml.objective.problem import Evaluation, Problem
 CONVERGED = "converged"
 MAX_ITER = "max_iter"
 STALLED = "no further descent"
+VANISHED = "the objective falls to zero"
 
 # Relative size below which a change of the objective is rounding.
 _NOISE = 64 * float(np.finfo(np.float64).eps)
 # Relative rounding of a sum over rows.
 _UNIT = 0.25 * _NOISE
+# Of the sum of the weights: an objective that only rows of the least doubt are left of.
+_VANISHING = 1e-14
 # Reciprocal condition below which a Hessian is taken as singular.
 _SINGULAR = 1e-13
 
@@ -84,6 +87,9 @@ class Goal:
         A diagonal matrix that is below the Hessian everywhere; 0 where there is no such bound.
     smoothness : float
         Bound of the Hessian's eigenvalues everywhere; inf where there is none.
+    vanishing : float
+        Below, an objective without a penalty is taken as falling to zero, where there may be no
+        optimum.
     """
 
     tol: float
@@ -92,17 +98,22 @@ class Goal:
     row_extent: Array
     convexity: Array
     smoothness: float = np.inf
+    vanishing: float = 0.0
 
     @classmethod
     def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
         """The goal for a problem."""
+        penalty, concordance = problem.penalty, problem.loss.self_concordance
+        is_free = penalty.strength == 0.0 and penalty.absolute == 0.0
+        size = problem.multiplier * problem.survey.weight
         return cls(
             tol,
             max_iter,
-            problem.loss.self_concordance,
+            concordance,
             problem.row_extent,
             problem.convexity,
             problem.smoothness,
+            _VANISHING * size if is_free and 0.0 < concordance < np.inf else 0.0,
         )
 
 

@@ -12,6 +12,7 @@ from dask_dml.solvers.core import (
     CONVERGED,
     MAX_ITER,
     STALLED,
+    VANISHED,
     Ask,
     Goal,
     SolverState,
@@ -97,6 +98,8 @@ class Newton:
         refined = quadratic and not first and newton.decrement2 > -0.25 * state.slope
         if refined or is_negligible(evaluation.value, 0.5 * newton.decrement2):
             return replace(accepted, reason=CONVERGED)
+        if evaluation.value <= self.goal.vanishing:
+            return replace(accepted, reason=VANISHED)
         if n_iter >= self.goal.max_iter:
             return replace(accepted, reason=MAX_ITER)
         return accepted
