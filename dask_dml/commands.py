@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from dask.system import CPU_COUNT
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, default_client
+from numpy.typing import NDArray
 from sklearn.base import is_classifier
 
 from dask_dml.data import Dataset, ingest, open_dataset
@@ -454,18 +455,21 @@ def _n_threads() -> int:
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
     rows, columns = dataset.grid.row_chunks[0], dataset.grid.column_chunks[0]
-    itemsize = dataset.X.dtype.itemsize
+    n_values = dataset.n_values
     return {
         "kind": "dataset",
         "url": dataset.url,
         "n_rows": dataset.n_rows,
         "n_columns": dataset.n_columns,
         "dtype": str(dataset.X.dtype),
-        "bytes": dataset.n_rows * dataset.n_columns * itemsize,
+        "storage": "dense" if n_values is None else "sparse",
+        "values": n_values,
+        "density": None if n_values is None else n_values / (dataset.n_rows * dataset.n_columns),
+        "bytes": sum(dataset.block_nbytes),
         "layout": dataset.layout,
         "grid": list(dataset.grid.shape),
         "block": [rows, columns],
-        "block_bytes": rows * columns * itemsize,
+        "block_bytes": max(dataset.block_nbytes) // dataset.grid.shape[1],
         "target": dataset.target,
         "classes": dataset.classes,
         "has_sample_weight": dataset.sample_weight is not None,
@@ -476,17 +480,40 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
 
 def _sample_statistics(dataset: Dataset) -> pd.DataFrame:
     """A row a column of X: mean, standard deviation, extremes, and the share that is missing."""
-    sample = pd.DataFrame(dataset.sample.X.astype(np.float64))
-    return pd.DataFrame(
-        {
-            "column": dataset.feature_names,
-            "mean": sample.mean(),
-            "std": sample.std(ddof=0),
-            "min": sample.min(),
-            "max": sample.max(),
-            "missing": sample.isna().mean(),
-        }
-    )
+    values = dataset.sample.X.astype(np.float64)
+    facts = _dense_statistics(values) if dataset.n_values is None else _sparse_statistics(values)
+    return pd.DataFrame({"column": dataset.feature_names, **facts})
+
+
+def _dense_statistics(values: NDArray[np.float64]) -> dict[str, Any]:
+    sample = pd.DataFrame(values)
+    return {
+        "mean": sample.mean(),
+        "std": sample.std(ddof=0),
+        "min": sample.min(),
+        "max": sample.max(),
+        "missing": sample.isna().mean(),
+    }
+
+
+def _sparse_statistics(values: Any) -> dict[str, Any]:
+    """Those of CSR rows, with their zeros and without making them dense."""
+    present = values.copy()
+    present.data = np.isnan(values.data).astype(np.float64)
+    missing = present.mean(axis=0)
+    known = values.copy()
+    known.data = np.nan_to_num(values.data, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    n_known = len(values.indptr) - 1 - missing * values.shape[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = known.sum(axis=0) / n_known
+        std = np.sqrt(np.maximum(known.multiply(known).sum(axis=0) / n_known - mean**2, 0.0))
+    return {
+        "mean": mean,
+        "std": std,
+        "min": values.nanmin(axis=0).todense(),
+        "max": values.nanmax(axis=0).todense(),
+        "missing": missing,
+    }
 
 
 def _target_statistics(dataset: Dataset) -> dict[str, Any]:

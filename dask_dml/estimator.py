@@ -457,7 +457,8 @@ def _dataset_source(
     names = tuple(dataset.feature_names)
     target = dataset.y if y is None else as_dask(y)
     named = dataset.feature_names != made_up_names(len(names))
-    return dask_source(dataset.X, target, weight, names), names if named else None
+    source = dask_source(dataset.X, target, weight, names, dataset.block_nbytes)
+    return source, names if named else None
 
 
 def as_dask(values: Any, chunks: Any = -1) -> da.Array:

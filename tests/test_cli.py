@@ -12,6 +12,7 @@ import click
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from click.testing import CliRunner
 from sklearn import metrics
 
@@ -181,6 +182,18 @@ class TestInfo:
         found = call_json("info", tmp_path / "a.zarr")
         assert found["columns"][1]["mean"] is None
         assert found["columns"][1]["missing"] == 1.0
+
+    def test_a_sparse_dataset(self, tmp_path):
+        X = scipy.sparse.csr_array([[0.0, 2.0, 0.0], [0.0, 0.0, 1.0], [0.0, np.nan, 3.0]])
+        dml.write_dataset(tmp_path / "a.zarr", X, [0.5, 1.5, 1.0])
+        found = call_json("info", tmp_path / "a.zarr")
+        assert (found["storage"], found["values"], found["density"]) == ("sparse", 4, 4 / 9)
+        assert found["bytes"] == 4 * 12 + 4 * 4
+        columns = pd.DataFrame(found["columns"])
+        np.testing.assert_allclose(columns["mean"], [0.0, 1.0, 4 / 3])
+        np.testing.assert_allclose(columns["std"], [0.0, 1.0, np.std([0, 1, 3])])
+        assert columns[["min", "max"]].to_numpy().tolist() == [[0, 0], [0, 2], [0, 3]]
+        np.testing.assert_allclose(columns["missing"], [0.0, 1 / 3, 0.0])
 
     def test_a_model(self, stores):
         found = call_json("info", stores / "two-model.zarr")

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse
 from sklearn import linear_model as reference
 
+import dask_dml as dml
 from dask_dml.data.layout import BlockGrid
 from dask_dml.errors import DataError
 from dask_dml.linear_model import LogisticRegression, PoissonRegressor, Ridge
@@ -146,3 +147,28 @@ def test_wide_rows_are_fitted_in_the_memory_of_their_values():
     tracemalloc.stop()
     assert score > 0.9
     assert peak_bytes < 200e6, "dense rows would have taken 8 GB"
+
+
+@pytest.mark.parametrize("target", ["two", "three"])
+def test_a_store_of_sparse_rows_gives_the_bits_of_the_rows(rows, tmp_path, target):
+    _, sparse, targets, weight = rows
+    y = targets[target]
+    store = tmp_path / "rows.zarr"
+    dataset = dml.write_dataset(store, sparse, y, chunks=(170, -1), sample_weight=weight)
+    source = da.from_array(sparse, chunks=(170, P), asarray=False)
+    plain = LogisticRegression().fit(source, da.from_array(y), da.from_array(weight))
+    model = LogisticRegression().fit(store)
+    np.testing.assert_array_equal(model.coef_, plain.coef_)
+    np.testing.assert_array_equal(model.predict(dataset).compute(), plain.predict(sparse))
+    assert model.score(dataset.X, dataset.y) == pytest.approx(plain.score(sparse, y))
+
+
+@pytest.mark.parametrize("form", [scipy.sparse.csc_array, scipy.sparse.coo_array])
+def test_blocks_of_other_sparse_formats_are_brought_to_rows(rows, form):
+    _, sparse, targets, _ = rows
+    source = da.from_array(sparse, chunks=(170, P), asarray=False)
+    odd = source.map_blocks(form, meta=form((0, P)))
+    y = da.from_array(targets["two"])
+    plain = LogisticRegression().fit(source, y)
+    model = LogisticRegression().fit(odd, y)
+    np.testing.assert_array_equal(model.coef_, plain.coef_)

@@ -1,7 +1,7 @@
 """A dataset: rows and columns in a Zarr store, seen as dask arrays.
 
-The group holds ``X`` (n, p), ``y`` (n,), optionally ``sample_weight`` and ``ids`` (n,), and a group
-``sample`` with a small random sample of the rows.
+The group holds the features ``X`` (see `features`), ``y`` (n,), optionally ``sample_weight`` and
+``ids`` (n,), and a group ``sample`` with a small random sample of the rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from dask_dml.data import inputs
-from dask_dml.data.inputs import Target
+from dask_dml.data.features import (
+    DenseFeatures,
+    Features,
+    SparseFeatures,
+    features_of,
+    sparse_nbytes,
+)
+from dask_dml.data.inputs import Matrix, Target
 from dask_dml.data.layout import (
     BlockGrid,
     Layout,
@@ -49,7 +56,7 @@ from dask_dml.data.store import (
     write_chunk,
     write_whole,
 )
-from dask_dml.errors import DataError, StoreError, StoreFormatError
+from dask_dml.errors import DataError, IncompatibleError, StoreError, StoreFormatError
 
 SAMPLE_BYTES = 16_000_000
 
@@ -60,14 +67,14 @@ class Sample:
 
     Attributes
     ----------
-    X : ndarray of shape (m, p)
+    X : ndarray or CSR array of shape (m, p)
     y : ndarray of shape (m,)
     index : ndarray of int64 of shape (m,)
         Which rows of the dataset they are, sorted.
     sample_weight : ndarray of shape (m,) or None
     """
 
-    X: NDArray[Any]
+    X: Any
     y: NDArray[Any]
     index: NDArray[np.int64]
     sample_weight: NDArray[Any] | None
@@ -82,7 +89,8 @@ class Dataset:
     Attributes
     ----------
     X : dask array of shape (n_rows, n_columns)
-        One chunk, and one task, for each block of the grid.
+        One chunk, and one task, for each block of the grid; NumPy arrays, or CSR where the
+        features are sparse.
     y : dask array of shape (n_rows,)
         The values that were written, with X's row chunks.
     sample_weight, ids : dask array of shape (n_rows,) or None
@@ -94,21 +102,29 @@ class Dataset:
     classes : ndarray or None
         Sorted distinct values of y, where they are labels or at most 1,000 integers.
     n_rows, n_columns : int
+    n_values : int or None
+        Values that are stored of sparse features.
+    block_nbytes : tuple of int
+        Bytes of the features of each row of blocks, in memory.
     url : str
     sample : Sample
         A small random sample of the rows, read at the first use.
     """
 
-    def __init__(self, place: Place, manifest: dict[str, Any], arrays: dict[str, Array]) -> None:
+    def __init__(
+        self, place: Place, manifest: dict[str, Any], grid: BlockGrid, arrays: dict[str, Array]
+    ) -> None:
         self._place = place
         self._manifest = manifest
+        self._features = features_of(manifest)
         self._arrays = arrays
-        X = arrays["X"]
-        self.grid = BlockGrid.regular(X.shape[0], X.shape[1], X.chunks[0], X.chunks[1])
+        self.grid = grid
         self.layout: Layout = manifest["layout"]
         self.feature_names: list[str] = list(manifest["feature_names"])
         self.target: str | None = manifest["target"]
-        self.n_rows, self.n_columns = X.shape[0], X.shape[1]
+        self.n_rows, self.n_columns = grid.n_rows, grid.n_columns
+        self.n_values = self._features.n_values
+        self.block_nbytes = self._features.block_nbytes(grid)
         self.url = place.url
         self.classes = _classes(manifest)
         self._labels = None if manifest["labels"] is None else self.classes
@@ -116,7 +132,8 @@ class Dataset:
     @cached_property
     def X(self) -> da.Array:  # noqa: N802
         """The features, a dask array of shape (n_rows, n_columns)."""
-        return self._dask_array("X")
+        name = self._array_name("X")
+        return self._features.blocks(self._arrays, self.grid, self.url, name)
 
     @cached_property
     def y(self) -> da.Array:
@@ -147,14 +164,15 @@ class Dataset:
     def sample(self) -> Sample:
         """A small random sample of the rows, as NumPy arrays."""
         parts = {
-            name.removeprefix("sample/"): read_whole(array, name, self.url)
-            for name, array in self._arrays.items()
-            if name.startswith("sample/")
+            name: read_whole(self._arrays[f"sample/{name}"], f"sample/{name}", self.url)
+            for name in ("y", "index", "sample_weight")
+            if f"sample/{name}" in self._arrays
         }
+        X = self._features.read_sample(self._arrays, self.n_columns, self.url)
         y = parts["y"]
         if self._labels is not None:
             y = self._labels[y]
-        return Sample(parts["X"], y, parts["index"], parts.get("sample_weight"))
+        return Sample(X, y, parts["index"], parts.get("sample_weight"))
 
     def repartition(
         self,
@@ -206,7 +224,7 @@ class Dataset:
         down, across = self.grid.shape
         return (
             f"<Dataset {self.url}: {self.n_rows:,} rows x {self.n_columns:,} columns "
-            f"{self._manifest['dtype']}, {self.layout} {down} x {across} blocks, "
+            f"{self._dtype}, {self.layout} {down} x {across} blocks, "
             f"target {self.target or 'y'}{_describe_classes(self.classes)}>"
         )
 
@@ -216,13 +234,18 @@ class Dataset:
         rows = {
             "store": self.url,
             "shape": f"{self.n_rows:,} rows x {self.n_columns:,} columns",
-            "dtype": self._manifest["dtype"],
+            "dtype": self._dtype,
             "blocks": f"{self.layout}, {down} x {across}",
             "features": names,
             "target": (self.target or "y") + _describe_classes(self.classes),
         }
         cells = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+    @property
+    def _dtype(self) -> str:
+        dtype = str(self._features.dtype)
+        return dtype if self.n_values is None else f"{dtype}, {self.n_values:,} values"
 
     def __dask_tokenize__(self) -> tuple[str, str]:
         return "dask_dml.Dataset", self._manifest["uid"]
@@ -233,12 +256,11 @@ class Dataset:
     def _dask_array(self, name: str, suffix: str = "") -> da.Array:
         array = self._arrays[name]
         dtype = np.dtype(object) if array.dtype.kind in "TO" else array.dtype.newbyteorder("=")
-        chunks = (self.grid.row_chunks, self.grid.column_chunks)[: array.ndim]
         blocks: da.Array = da.map_blocks(
             partial(read_chunk, array, name, self.url),
-            chunks=chunks,
+            chunks=(self.grid.row_chunks,),
             dtype=dtype,
-            meta=np.empty((0,) * array.ndim, dtype=dtype),
+            meta=np.empty(0, dtype=dtype),
             name=self._array_name(name) + suffix,
         )
         return blocks
@@ -269,8 +291,9 @@ def write_dataset(
         the manifest is written last. Either way, an unfinished dataset does not open.
     X : array-like, sparse matrix, dask array, pandas, dask or polars DataFrame
         Shape (n, p). float32 and float64 are kept, float16 becomes float32, other numbers and
-        booleans float64. NaN may be written. Dask collections of unknown lengths are computed
-        once more, to find the lengths.
+        booleans float64. NaN may be written. Sparse matrices, and dask arrays of such blocks, are
+        stored as CSR. Dask collections of unknown lengths are computed once more, to find the
+        lengths, and those of sparse blocks to count their values.
     y : array-like, dask array or Series
         Shape (n,). Strings and booleans are stored as codes of the sorted labels.
     layout : {"horizontal", "vertical", "hybrid"}
@@ -304,7 +327,8 @@ def write_dataset(
     StoreExistsError
         If something is there and ``overwrite`` is False, or it is not a Zarr store.
     IncompatibleError
-        If ``chunks`` and ``layout`` do not go together.
+        If ``chunks`` and ``layout`` do not go together, or X is sparse and is not to be written in
+        whole rows.
 
     Notes
     -----
@@ -321,11 +345,11 @@ def write_dataset(
         inputs.block_dtype(columns["sample_weight"].values.dtype, "sample_weight")
     if ids is not None:
         columns["ids"] = inputs.as_column(ids, "ids", n_rows)
-    itemsize = matrix.dtype.itemsize
+    features, grid, itemsize = _planned(matrix, chunks, layout)
     schema = Schema(
-        grid=grid_for(n_rows, n_columns, itemsize, chunks, layout),
+        grid=grid,
         layout=layout,
-        dtype=matrix.dtype,
+        features=features,
         feature_names=inputs.feature_names_of(feature_names, matrix),
         target=inputs.describe_target(columns["y"]),
         target_name=target if target is not None else columns["y"].name,
@@ -378,10 +402,12 @@ def open_dataset(store: Any) -> Dataset:
     try:
         n_rows, n_columns = manifest["n_rows"], manifest["n_columns"]
         n_sample = manifest["sample"]["rows"]
+        features = features_of(manifest)
+        arrays = {name: open_array(group, name, place.url) for name in features.names}
+        grid = features.grid(arrays, n_rows, n_columns)
         expected = {
-            "X": (n_rows, n_columns),
+            **features.shapes(grid, n_sample),
             **dict.fromkeys(("y", *manifest["columns"]), (n_rows,)),
-            "sample/X": (n_sample, n_columns),
             "sample/y": (n_sample,),
             "sample/index": (n_sample,),
         }
@@ -389,20 +415,23 @@ def open_dataset(store: Any) -> Dataset:
             expected["sample/sample_weight"] = (n_sample,)
         check_layout(manifest["layout"])
         n_names = len(manifest["feature_names"])
-        arrays = {name: open_array(group, name, place.url) for name in expected}
-        dataset = Dataset(place, manifest, arrays)
+        sampled = [f"sample/{name}" for name in features.names]
+        for name in {*expected, *sampled} - {*arrays}:
+            arrays[name] = open_array(group, name, place.url)
+        dataset = Dataset(place, manifest, grid, arrays)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, StoreFormatError):
             raise
         raise StoreFormatError(f"the manifest of {place.url} is damaged: {error!r}") from error
-    found = {name: array.shape for name, array in arrays.items()}
+    found = {name: arrays[name].shape for name in expected}
     if found != expected or n_names != n_columns:
         odd = [f"{k} is {found[k]}, not {expected[k]}" for k in expected if found[k] != expected[k]]
         raise StoreFormatError(
             f"manifest and arrays of {place.url} disagree: "
             f"{'; '.join(odd) or f'{n_names} names for {n_columns} columns'}"
         )
-    row_chunks = {name: arrays[name].chunks[0] for name in ("X", "y", *manifest["columns"])}
+    row_chunks = {name: arrays[name].chunks[0] for name in ("y", *manifest["columns"])}
+    row_chunks["X"] = grid.row_chunks[0]
     if len(set(row_chunks.values())) > 1:
         raise StoreFormatError(f"the arrays of {place.url} have unequal row chunks: {row_chunks}")
     return dataset
@@ -414,7 +443,7 @@ class Schema:
 
     grid: BlockGrid
     layout: Layout
-    dtype: np.dtype[Any]
+    features: Features
     feature_names: list[str]
     target: Target
     target_name: str | None
@@ -469,11 +498,10 @@ class _Writer:
         self.group = group
         self.schema = schema
         grid = schema.grid
-        rows, columns = grid.row_chunks[0], grid.column_chunks[0]
+        rows = grid.row_chunks[0]
+        self.features = schema.features.create(group, grid)
         self.arrays = {
-            "X": create_array(
-                group, "X", (grid.n_rows, grid.n_columns), schema.dtype, (rows, columns)
-            ),
+            **self.features,
             "y": create_array(group, "y", (grid.n_rows,), schema.target.dtype, (rows,)),
         }
         if schema.has_weight:
@@ -499,10 +527,8 @@ class _Writer:
         """
         grid, rows = self.schema.grid, self.sample_rows[i]
         start = grid.row_bounds(i)[0]
-        X = [
-            call(write_chunk)(self.arrays["X"], (start, grid.column_bounds(j)[0]), block, rows)
-            for j, block in enumerate(blocks)
-        ]
+        write = call(self.schema.features.write)
+        X = [write(self.features, grid, (i, j), block, rows) for j, block in enumerate(blocks)]
         y = call(self.schema.target.encode)(columns["y"])
         distinct = call(inputs.few_distinct)(y) if self._wants_distinct else None
         sampled = {"y": call(write_chunk)(self.arrays["y"], (start,), y, rows)}
@@ -519,7 +545,8 @@ class _Writer:
         """Write the sample and, last, the manifest."""
         schema, grid = self.schema, self.schema.grid
         check_all_chunks_arrived(self.arrays, place)
-        sample = {"X": np.vstack([np.hstack(X) for X, _, _ in written])}
+        schema.features.write_sample(self.group, [X for X, _, _ in written])
+        sample: dict[str, NDArray[Any]] = {}
         for name in ("y", "sample_weight"):
             if name in self.arrays:
                 sample[name] = np.concatenate([sampled[name] for _, sampled, _ in written])
@@ -539,12 +566,13 @@ class _Writer:
                 "layout": schema.layout,
                 "n_rows": grid.n_rows,
                 "n_columns": grid.n_columns,
-                "dtype": str(schema.dtype),
+                "dtype": str(schema.features.dtype),
+                "features": schema.features.manifest(),
                 "feature_names": schema.feature_names,
                 "target": schema.target_name,
                 "labels": None if labels is None else labels.dtype.kind,
                 "classes": classes,
-                "columns": [name for name in self.arrays if name not in ("X", "y")],
+                "columns": [n for n in self.arrays if n != "y" and n not in self.features],
                 "sample": {"rows": schema.n_sample, "seed": schema.seed},
             },
         )
@@ -554,7 +582,9 @@ class _Writer:
         return self.schema.target.labels is None and self.schema.target.dtype.kind in "iu"
 
 
-def grid_for(n_rows: int, n_columns: int, itemsize: int, chunks: Any, layout: Layout) -> BlockGrid:
+def grid_for(
+    n_rows: int, n_columns: int, itemsize: float, chunks: Any, layout: Layout
+) -> BlockGrid:
     """Return the grid that ``chunks`` asks for; "auto" fits blocks to this machine's memory.
 
     Raises
@@ -576,6 +606,25 @@ def grid_for(n_rows: int, n_columns: int, itemsize: int, chunks: Any, layout: La
     return grid
 
 
+def _planned(matrix: Matrix, chunks: Any, layout: Layout) -> tuple[Features, BlockGrid, float]:
+    """How a matrix is going to lie in a store, how it is cut, and bytes of each row and column."""
+    n_rows, n_columns = matrix.shape
+    if not matrix.is_sparse:
+        itemsize = matrix.dtype.itemsize
+        grid = grid_for(n_rows, n_columns, itemsize, chunks, layout)
+        return DenseFeatures(matrix.dtype), grid, itemsize
+    if layout != "horizontal":
+        raise IncompatibleError(
+            f"X is sparse, and layout={layout!r} cuts rows: blocks of sparse rows hold whole ones. "
+            "Use layout='horizontal', or dense blocks (X.toarray(), or of a dask array "
+            "X.map_blocks(lambda block: block.toarray()))"
+        )
+    counts = matrix.row_counts()
+    mean_nbytes = sparse_nbytes(counts, matrix.dtype) / (n_rows * n_columns)
+    grid = grid_for(n_rows, n_columns, mean_nbytes, chunks, layout)
+    return SparseFeatures.of_rows(matrix.dtype, counts, grid), grid, mean_nbytes
+
+
 def _classes(manifest: dict[str, Any]) -> NDArray[Any] | None:
     if manifest["classes"] is None:
         return None
@@ -587,7 +636,7 @@ def _describe_classes(classes: NDArray[Any] | None) -> str:
     return "" if classes is None else f" ({len(classes)} classes)"
 
 
-def sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: int) -> int:
+def sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: float) -> int:
     """Return the rows of the sample that ``asked`` means; "auto" is described in `write_dataset`.
 
     Raises
@@ -596,7 +645,7 @@ def sample_size(asked: Any, n_rows: int, n_columns: int, itemsize: int) -> int:
         If it is not "auto" or a number from 1 to ``n_rows``.
     """
     if asked == "auto":
-        limit = max(1, SAMPLE_BYTES // (n_columns * itemsize))
+        limit = max(1, int(SAMPLE_BYTES / (n_columns * itemsize)))
         return min(n_rows, max(10_000, 40 * n_columns), limit)
     if not isinstance(asked, int | np.integer) or not 1 <= asked <= n_rows:
         raise DataError(f"sample_rows must be 'auto' or from 1 to {n_rows}, found {asked!r}")

@@ -26,6 +26,7 @@ from dask_dml.data.dataset import (
     write_bands,
     write_dataset,
 )
+from dask_dml.data.features import DenseFeatures
 from dask_dml.data.inputs import MAX_LABELS, Target, run
 from dask_dml.data.layout import Layout
 from dask_dml.data.store import check_free, find_place
@@ -147,7 +148,7 @@ def ingest(
     schema = Schema(
         grid=grid_for(n_rows, len(recipe.names), recipe.dtype.itemsize, chunks, layout),
         layout=layout,
-        dtype=recipe.dtype,
+        features=DenseFeatures(recipe.dtype),
         feature_names=recipe.names,
         target=recipe.target,
         target_name=roles.target,

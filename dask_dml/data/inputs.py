@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import dask.array as da
@@ -21,6 +22,7 @@ from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
+from dask_dml.data.csr import Csr, as_csr, csr_rows, empty_csr, row_counts
 from dask_dml.errors import DataError
 
 MAX_INTEGER_CLASSES = 1_000
@@ -39,13 +41,16 @@ class Matrix:
     names : list of str or None
         Column names, where the input has them.
     source : object
-        A dask array, or something that gives a dense block when it is sliced.
+        A dask array, or something that gives a block when it is sliced.
+    is_sparse : bool
+        Whether blocks are CSR; otherwise they are dense.
     """
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     names: list[str] | None
     source: Any
+    is_sparse: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -53,15 +58,28 @@ class Matrix:
         return not isinstance(self.source, da.Array)
 
     def blocks(self, row_chunks: tuple[int, ...], column_chunks: tuple[int, ...]) -> da.Array:
-        """Cut into dense blocks of ``dtype``, one dask chunk each."""
+        """Cut into blocks of ``dtype``, one dask chunk each."""
         chunks = (row_chunks, column_chunks)
-        meta = np.empty((0, 0), dtype=self.dtype)
+        meta: Any = np.empty((0, 0), dtype=self.dtype)
+        if self.is_sparse:
+            meta = empty_csr(self.shape[1], self.dtype)
         if self.is_local:
-            blocks = da.from_array(self.source, chunks=chunks, name=False, meta=meta)
+            blocks = da.from_array(self.source, chunks=chunks, name=False, meta=meta, asarray=False)
         else:
-            dense = self.source.map_blocks(dense_block, dtype=self.dtype, meta=meta)
-            blocks = dense.rechunk(chunks)
+            blocks = self._blocks(meta).rechunk(chunks)
         return cast(da.Array, blocks)
+
+    def row_counts(self) -> NDArray[np.int64]:
+        """Values of each row, of sparse input; lazy blocks are computed once to count them."""
+        if self.is_local:
+            return row_counts(self.source.values)
+        rows = self._blocks(empty_csr(self.shape[1], self.dtype)).rechunk({1: -1})
+        tasks = [delayed(row_counts)(block) for block in _flat_blocks(rows)]
+        return np.concatenate(run(tasks, is_local=False))
+
+    def _blocks(self, meta: Any) -> da.Array:
+        form = partial(as_csr, dtype=self.dtype) if self.is_sparse else dense_block
+        return cast(da.Array, self.source.map_blocks(form, dtype=self.dtype, meta=meta))
 
 
 @dataclass(frozen=True)
@@ -95,13 +113,14 @@ def as_matrix(X: Any, argument: str = "X") -> Matrix:
     if isinstance(X, da.Array):
         _check_dimensions(X, 2, argument)
         X = with_known_chunks(X)
-        matrix = Matrix(X.shape, block_dtype(X.dtype, argument), None, X)
+        is_sparse = scipy.sparse.issparse(X._meta)
+        matrix = Matrix(X.shape, block_dtype(X.dtype, argument), None, X, is_sparse)
     elif _is_frame(X):
         matrix = _frame_matrix(X, argument)
     elif scipy.sparse.issparse(X):
-        rows = cast(Any, X).tocsr()
-        dtype = block_dtype(rows.dtype, argument)
-        matrix = Matrix(rows.shape, dtype, None, _Sliceable(rows, _sparse_block, dtype))
+        dtype = block_dtype(cast(Any, X).dtype, argument)
+        rows = as_csr(X, dtype)
+        matrix = Matrix(rows.shape, dtype, None, _SparseRows(rows), is_sparse=True)
     else:
         values = np.asarray(X)
         _check_dimensions(values, 2, argument)
@@ -390,6 +409,20 @@ def run(tasks: list[Any], is_local: bool) -> list[Any]:
         return list(compute(*tasks, scheduler="threads", pool=pool))
 
 
+class _SparseRows:
+    """CSR rows, which dask slices without copying them."""
+
+    ndim = 2
+
+    def __init__(self, values: Csr) -> None:
+        self.values = values
+        self.dtype = values.dtype
+        self.shape = values.shape
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Csr:
+        return csr_rows(self.values, key[0].start, key[0].stop)
+
+
 class _Sliceable:
     """A matrix that gives a dense block of one dtype when dask slices it."""
 
@@ -409,10 +442,6 @@ class _Sliceable:
 
 def _array_block(values: NDArray[Any], rows: slice, columns: slice) -> NDArray[Any]:
     return values[rows, columns]
-
-
-def _sparse_block(values: Any, rows: slice, columns: slice) -> Any:
-    return values[rows][:, columns].toarray()
 
 
 def _pandas_block(frame: pd.DataFrame, rows: slice, columns: slice) -> NDArray[Any]:

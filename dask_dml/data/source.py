@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import dask
 import dask.array as da
 import numpy as np
+import scipy.sparse
 from dask.delayed import Delayed, delayed
 from dask.optimization import cull
 from numpy.typing import NDArray
 
-from dask_dml.data.csr import csr_nbytes, csr_rows, is_csr
+from dask_dml.data.csr import as_csr, csr_nbytes, csr_rows, empty_csr, is_csr
 from dask_dml.data.inputs import made_up_names, with_known_chunks
 from dask_dml.errors import DataError
 
@@ -244,6 +245,9 @@ def dask_source(
         raise DataError(f"X must have 2 dimensions, found {X.ndim}: shape {X.shape}")
     if X.dtype.kind not in "biufO":
         raise DataError(f"X holds {X.dtype} values and real numbers are needed: convert it")
+    if scipy.sparse.issparse(X._meta) and not is_csr(X._meta):
+        form = partial(as_csr, dtype=X.dtype)
+        X = da.map_blocks(form, X, dtype=X.dtype, meta=empty_csr(X.shape[1], X.dtype))
     if X.numblocks[1] > 1:
         X = X.rechunk({1: -1})
     X = with_known_chunks(X)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import dask_dml as dml
 from dask_dml.linear_model import LogisticRegression
 
 pytestmark = pytest.mark.usefixtures("quiet", "small_blocks")
@@ -35,3 +36,13 @@ def test_dask_arrays_of_sparse_blocks(client, problem, local, same_bits, sparse,
     same_bits(fitted, LogisticRegression(runtime=local).fit(sparse, problem.two))
     predicted = fitted.predict(data[0])
     np.testing.assert_array_equal(predicted.compute(), fitted.predict(sparse))
+
+
+@pytest.mark.parametrize("resident", [0.5, 0.0], ids=["held", "streamed"])
+def test_a_store(client, problem, local, same_bits, sparse, tmp_path, monkeypatch, resident):
+    monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", resident)
+    rows = da.from_array(sparse, chunks=(100, -1), asarray=False)
+    dataset = dml.write_dataset(tmp_path / "a.zarr", rows, problem.three, chunks=(128, -1))
+    fitted = LogisticRegression().fit(dataset)
+    same_bits(fitted, LogisticRegression(runtime=local).fit(sparse, problem.three))
+    np.testing.assert_array_equal(fitted.predict(dataset).compute(), fitted.predict(sparse))

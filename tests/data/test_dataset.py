@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-import scipy.sparse
 import zarr
 from zarr.storage import MemoryStore
 
@@ -135,15 +134,6 @@ def test_columns_that_are_not_numeric_are_named():
             write_dataset(MemoryStore(), X, [0, 1, 0, 1])
 
 
-@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array"])
-def test_sparse_input_is_dense_on_disk(kind):
-    X = scipy.sparse.random(50, 9, density=0.2, random_state=0)
-    dataset = write_dataset(
-        MemoryStore(), getattr(scipy.sparse, kind)(X), np.zeros(50), "hybrid", (20, 4)
-    )
-    same(dataset, X.toarray(), np.zeros(50))
-
-
 def test_dask_arrays_of_unknown_chunks_and_other_chunks(tmp_path, flights):
     X, y = flights
     lazy_X, lazy_y = da.from_array(X, chunks=(170, 4)), da.from_array(y, chunks=90)
@@ -154,12 +144,6 @@ def test_dask_arrays_of_unknown_chunks_and_other_chunks(tmp_path, flights):
     same(write_dataset(tmp_path / "a.zarr", lazy_X, lazy_y, chunks=(300, -1)), X, y)
     same(write_dataset(tmp_path / "b.zarr", unknown, unknown_y, chunks=(99, -1)), X[keep], y[keep])
     assert np.isnan(unknown.shape[0]), "the caller's array was changed"
-
-
-def test_dask_array_of_sparse_blocks():
-    X = scipy.sparse.random(40, 5, density=0.3, random_state=0, format="csr")
-    lazy = da.from_array(X.toarray(), chunks=(10, 5)).map_blocks(scipy.sparse.csr_matrix)
-    same(write_dataset(MemoryStore(), lazy, np.zeros(40)), X.toarray(), np.zeros(40))
 
 
 def test_ids_and_weights_stand_beside_the_rows():

@@ -236,7 +236,7 @@ def test_svmlight(tmp_path):
     dump_svmlight_file(X[:25], y[:25], str(tmp_path / "a.svm"))
     dump_svmlight_file(X[25:], y[25:], str(tmp_path / "b.svm"))
     dataset = ingest(str(tmp_path / "*.svm"), MemoryStore(), chunks=(15, -1))
-    np.testing.assert_array_equal(dataset.X.compute(), X)
+    np.testing.assert_array_equal(dataset.X.compute().toarray(), X)
     np.testing.assert_array_equal(dataset.y.compute(), y)
     with pytest.raises(IngestError, match="leave out target, drop"):
         ingest(str(tmp_path / "*.svm"), MemoryStore(), "y", drop=["x"])

@@ -1,0 +1,330 @@
+"""How the features lie in a store: dense in one array, or sparse as CSR.
+
+Dense, ``X`` is one array (n, p) whose chunks are the blocks of the grid. Sparse, ``X`` is a group
+of three arrays with a row for each block, which is one chunk: ``data`` and ``indices`` (n_blocks,
+capacity) hold the values of a block and their columns, and ``indptr`` (n_blocks, rows + 1) says
+where its rows begin. Behind a block's own values stand zeros, up to those of the fullest block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Protocol
+
+import dask.array as da
+import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+
+from dask_dml.data.csr import Csr, empty_csr
+from dask_dml.data.layout import BlockGrid
+from dask_dml.data.store import (
+    MAX_CHUNK_BYTES,
+    Array,
+    Group,
+    create_array,
+    read_chunk,
+    read_whole,
+    write_chunk,
+    write_whole,
+)
+from dask_dml.errors import DataError
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+_INDEX = np.dtype(np.int32)
+
+
+class Features(Protocol):
+    """How the features lie in a store.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the values.
+    n_values : int or None
+        Values that are stored, where it is not all of them.
+    names : tuple of str
+        Names of the arrays; ``sample/`` and the same of those of the sample.
+    """
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def n_values(self) -> int | None: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def grid(self, arrays: dict[str, Array], n_rows: int, n_columns: int) -> BlockGrid:
+        """How the arrays are cut."""
+        ...
+
+    def shapes(self, grid: BlockGrid, n_sample: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays, and of those of the sample where they are known."""
+        ...
+
+    def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
+        """Create the arrays."""
+        ...
+
+    def write(
+        self,
+        arrays: dict[str, Array],
+        grid: BlockGrid,
+        block_id: tuple[int, int],
+        block: Any,
+        rows: NDArray[np.int64],
+    ) -> Any:
+        """Write one block, and return those of its rows that are asked for."""
+        ...
+
+    def write_sample(self, group: Group, bands: Sequence[Sequence[Any]]) -> None:
+        """Write sampled rows, the blocks of each row of the grid from the left."""
+        ...
+
+    def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> Any:
+        """The sampled rows."""
+        ...
+
+    def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
+        """All blocks, lazy, as a dask array of a given name."""
+        ...
+
+    def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
+        """Bytes of each row of blocks in memory."""
+        ...
+
+    def manifest(self) -> dict[str, Any]:
+        """What `features_of` has to know."""
+        ...
+
+
+def features_of(manifest: dict[str, Any]) -> Features:
+    """How the features lie in a store, by its manifest."""
+    said = manifest["features"]
+    dtype = np.dtype(manifest["dtype"])
+    return (
+        SparseFeatures(dtype, tuple(said["values"])) if "values" in said else DenseFeatures(dtype)
+    )
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """One array of shape (n, p), whose chunks are blocks."""
+
+    dtype: np.dtype[Any]
+    n_values: None = None
+    names: tuple[str, ...] = ("X",)
+
+    def grid(self, arrays: dict[str, Array], n_rows: int, n_columns: int) -> BlockGrid:
+        """The chunks."""
+        return BlockGrid.regular(n_rows, n_columns, *arrays["X"].chunks)
+
+    def shapes(self, grid: BlockGrid, n_sample: int) -> dict[str, tuple[int, ...]]:
+        """Rows and columns."""
+        return {"X": (grid.n_rows, grid.n_columns), "sample/X": (n_sample, grid.n_columns)}
+
+    def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
+        """Create X."""
+        chunks = (grid.row_chunks[0], grid.column_chunks[0])
+        shape = (grid.n_rows, grid.n_columns)
+        return {"X": create_array(group, "X", shape, self.dtype, chunks)}
+
+    def write(
+        self,
+        arrays: dict[str, Array],
+        grid: BlockGrid,
+        block_id: tuple[int, int],
+        block: Any,
+        rows: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        """Write one chunk."""
+        start = (grid.row_bounds(block_id[0])[0], grid.column_bounds(block_id[1])[0])
+        return write_chunk(arrays["X"], start, block, rows)
+
+    def write_sample(self, group: Group, bands: Sequence[Sequence[Any]]) -> None:
+        """Write one array."""
+        write_whole(group, "sample/X", np.vstack([np.hstack(band) for band in bands]))
+
+    def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> NDArray[Any]:
+        """Read it."""
+        return read_whole(arrays["sample/X"], "sample/X", url)
+
+    def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
+        """Chunks as NumPy arrays."""
+        array: da.Array = da.map_blocks(
+            partial(read_chunk, arrays["X"], "X", url),
+            chunks=(grid.row_chunks, grid.column_chunks),
+            dtype=self.dtype,
+            meta=np.empty((0, 0), dtype=self.dtype),
+            name=name,
+        )
+        return array
+
+    def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
+        """Those of all values."""
+        return tuple(n * grid.n_columns * self.dtype.itemsize for n in grid.row_chunks)
+
+    def manifest(self) -> dict[str, Any]:
+        """Nothing: shapes and chunks say it."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SparseFeatures:
+    """CSR blocks of whole rows.
+
+    Attributes
+    ----------
+    dtype : dtype
+    values : tuple of int
+        Values of each block.
+    """
+
+    dtype: np.dtype[Any]
+    values: tuple[int, ...]
+    names: tuple[str, ...] = ("X/data", "X/indices", "X/indptr")
+
+    @classmethod
+    def of_rows(
+        cls, dtype: np.dtype[Any], counts: NDArray[np.int64], grid: BlockGrid
+    ) -> SparseFeatures:
+        """For rows with so many values each.
+
+        Raises
+        ------
+        DataError
+            If a block has more than can be written.
+        """
+        edges = np.concatenate([[0], np.cumsum(grid.row_chunks)])
+        values = tuple(int(counts[start:stop].sum()) for start, stop in pairwise(edges))
+        if max(values) * max(dtype.itemsize, _INDEX.itemsize) > MAX_CHUNK_BYTES:
+            raise DataError(
+                f"a block has {max(values):,} values, and at most 2 GB can be compressed: use "
+                "smaller chunks"
+            )
+        return cls(dtype, values)
+
+    @property
+    def n_values(self) -> int:
+        """Values of all blocks."""
+        return sum(self.values)
+
+    def grid(self, arrays: dict[str, Array], n_rows: int, n_columns: int) -> BlockGrid:
+        """Whole rows, as many as have a beginning."""
+        return BlockGrid.regular(n_rows, n_columns, arrays["X/indptr"].shape[1] - 1, n_columns)
+
+    def shapes(self, grid: BlockGrid, n_sample: int) -> dict[str, tuple[int, ...]]:
+        """A row for each block."""
+        capacity = max(1, *self.values)
+        return {
+            "X/data": (grid.shape[0], capacity),
+            "X/indices": (grid.shape[0], capacity),
+            "X/indptr": (grid.shape[0], grid.row_chunks[0] + 1),
+            "sample/X/indptr": (n_sample + 1,),
+        }
+
+    def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
+        """Create the three arrays."""
+        shapes = self.shapes(grid, 0)
+        dtypes = dict.fromkeys(self.names, _INDEX) | {"X/data": self.dtype}
+        return {
+            name: create_array(group, name, shapes[name], dtypes[name], (1, shapes[name][1]))
+            for name in self.names
+        }
+
+    def write(
+        self,
+        arrays: dict[str, Array],
+        grid: BlockGrid,
+        block_id: tuple[int, int],
+        block: Any,
+        rows: NDArray[np.int64],
+    ) -> Csr:
+        """Write one chunk of each array."""
+        i = block_id[0]
+        found, expected = (*block.shape, block.nnz), (grid.row_chunks[i], grid.n_columns)
+        if found != (*expected, self.values[i]):
+            raise DataError(
+                f"block {i} of X has shape {block.shape} and {block.nnz} values, and was said to "
+                f"have {expected} and {self.values[i]}: the graph that makes it gives other blocks "
+                "the second time"
+            )
+        parts = ((block.data, 0), (block.indices, 0), (block.indptr, block.nnz))
+        for name, (part, filler) in zip(self.names, parts, strict=True):
+            array = arrays[name]
+            chunk = np.full((1, array.shape[1]), filler, dtype=array.dtype)
+            chunk[0, : len(part)] = part
+            write_chunk(array, (i, 0), chunk, _NO_ROWS)
+        return block[rows]
+
+    def write_sample(self, group: Group, bands: Sequence[Sequence[Any]]) -> None:
+        """Write the three parts of one CSR matrix."""
+        sample = scipy.sparse.vstack([rows for (rows,) in bands], format="csr")
+        for name, part in zip(
+            self.names, (sample.data, sample.indices, sample.indptr), strict=True
+        ):
+            write_whole(group, f"sample/{name}", part)
+
+    def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> Csr:
+        """Read them."""
+        names = [f"sample/{name}" for name in self.names]
+        return _csr([read_whole(arrays[name], name, url) for name in names], n_columns)
+
+    def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
+        """CSR arrays of scipy's."""
+        array: da.Array = da.map_blocks(
+            partial(_read_csr, [arrays[n] for n in self.names], self.names, url, grid),
+            chunks=(grid.row_chunks, grid.column_chunks),
+            dtype=self.dtype,
+            meta=empty_csr(grid.n_columns, self.dtype),
+            name=name,
+        )
+        return array
+
+    def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
+        """Those of the values and of where they are."""
+        return tuple(
+            _nbytes(n, n_rows, self.dtype)
+            for n, n_rows in zip(self.values, grid.row_chunks, strict=True)
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """Values of each block."""
+        return {"values": list(self.values)}
+
+
+def sparse_nbytes(counts: NDArray[np.int64], dtype: np.dtype[Any]) -> int:
+    """Bytes of rows with so many values each."""
+    return _nbytes(int(counts.sum()), len(counts), dtype)
+
+
+def _nbytes(n_values: int, n_rows: int, dtype: np.dtype[Any]) -> int:
+    return n_values * (dtype.itemsize + _INDEX.itemsize) + (n_rows + 1) * _INDEX.itemsize
+
+
+def _read_csr(
+    arrays: Sequence[Array],
+    names: Sequence[str],
+    url: str,
+    grid: BlockGrid,
+    block_id: tuple[int, int],
+) -> Csr:
+    i = block_id[0]
+    data, indices, indptr = (
+        read_chunk(array, name, url, (i, 0))[0] for array, name in zip(arrays, names, strict=True)
+    )
+    indptr = indptr[: grid.row_chunks[i] + 1]
+    n_values = int(indptr[-1])
+    if n_values < len(data):
+        # A slice would keep the filling in memory.
+        data, indices = data[:n_values].copy(), indices[:n_values].copy()
+    return _csr([data, indices, indptr], grid.n_columns)
+
+
+def _csr(parts: list[NDArray[Any]], n_columns: int) -> Csr:
+    rows = scipy.sparse.csr_array(tuple(parts), shape=(len(parts[2]) - 1, n_columns))
+    rows.has_canonical_format = True
+    return rows
