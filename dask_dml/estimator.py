@@ -180,7 +180,8 @@ class LinearEstimator(BaseEstimator):
     ) -> tuple[Setting, Outcome]:
         is_fresh = keeper is None or not keeper.resumes
         share = self._sample_share(source)
-        survey = executor.survey(self._target_kind, share if is_fresh else 0.0)
+        with_moments = self._is_known_by_moments(source)
+        survey = executor.survey(self._target_kind, share if is_fresh else 0.0, with_moments)
         check_survey(survey.total)
         if keeper is not None:
             keeper.check_data(survey.total)
@@ -211,7 +212,12 @@ class LinearEstimator(BaseEstimator):
             why,
         )
         listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
-        outcome = minimise(problem, solver, start, executor, run, survey, listeners, passes, keeper)
+        known = None
+        if (moments := survey.total.moments) is not None:
+            known = moments.statistics(problem.request(start, 2))
+        outcome = minimise(
+            problem, solver, start, executor, run, survey, listeners, passes, keeper, known
+        )
         return setting, judged(problem, executor, outcome, self.tol)
 
     def _keeper(self, source: Source, run_id: str, history: History) -> CheckpointKeeper | None:
@@ -295,6 +301,10 @@ class LinearEstimator(BaseEstimator):
         n_rows = sum(source.row_chunks)
         row_nbytes = sum(source.block_nbytes) / n_rows
         return sample_share(n_rows, len(source.feature_names), row_nbytes)
+
+    def _is_known_by_moments(self, source: Source) -> bool:
+        """Whether second moments, which the survey then brings, are all there is to know."""
+        return False
 
     # -- what a subclass says ---------------------------------------------------------------
 

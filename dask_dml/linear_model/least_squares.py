@@ -48,15 +48,15 @@ from dask_dml.runtime import Listener, Runtime
 from dask_dml.runtime.cross_validation import CrossValidation
 from dask_dml.solvers.joint import JointNewton, JointState
 
+# Columns up to which second moments come with the survey: beyond, sums this large go from worker to
+# worker and not through the client.
+_MOMENT_COLUMNS = 700
+
 
 class LeastSquares(RegressorMixin, LinearEstimator):
     """What the regressors with a squared loss share."""
 
     _target_kind = TargetKind.NUMBERS
-
-    def _sample_share(self, source: Source) -> float:
-        # A squared loss is known after one round.
-        return 0.0
 
     def _penalty(self) -> L2Penalty:
         raise TypeError(f"{type(self).__name__} does not say its penalty")
@@ -106,7 +106,19 @@ class LeastSquares(RegressorMixin, LinearEstimator):
         return 1.0 - left / (weight * (y - mean) ** 2).sum()
 
 
-class LinearRegression(LeastSquares):
+class _NormalEquations(LeastSquares):
+    """What plain and ridge regression share: the survey tells all there is to know of the rows."""
+
+    def _sample_share(self, source: Source) -> float:
+        return 0.0
+
+    def _is_known_by_moments(self, source: Source) -> bool:
+        # What a warm start has left to do would be lost in the moments' rounding.
+        is_newton = self.solver in ("auto", "newton") and not self._is_warm()
+        return is_newton and len(source.feature_names) <= _MOMENT_COLUMNS
+
+
+class LinearRegression(_NormalEquations):
     """Ordinary least squares.
 
     Minimises ``sum_i s_i * (y_i - x_i coef - intercept)^2``; where that does not determine the
@@ -118,8 +130,8 @@ class LinearRegression(LeastSquares):
     tol : float
         Relative gap to reach: (objective - optimum) / objective.
     solver : {"auto", "newton", "lbfgs", "gd"}
-        "auto" solves the normal equations, in one pass after the survey, or is L-BFGS when
-        there are many coefficients.
+        "auto" solves the normal equations: in one pass, the survey, for up to 700 columns, in one
+        more beyond; or it is L-BFGS when there are many coefficients.
     max_iter : int
     warm_start : bool
     runtime : Runtime or None
@@ -167,7 +179,7 @@ class LinearRegression(LeastSquares):
         return L2Penalty(0.0)
 
 
-class Ridge(LeastSquares):
+class Ridge(_NormalEquations):
     """Least squares penalised by the squared norm.
 
     Minimises ``sum_i s_i * (y_i - x_i coef - intercept)^2 + alpha * |coef|^2``; the intercept is

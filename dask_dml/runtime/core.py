@@ -198,6 +198,7 @@ def minimise(
     listeners: Sequence[Listener],
     passes: float = 1.0,
     keeper: CheckpointKeeper | None = None,
+    known: Statistics | None = None,
 ) -> Outcome:
     """Run rounds until the solver has a reason to stop.
 
@@ -217,6 +218,8 @@ def minimise(
         Passes over the full data that came before, that of the survey included.
     keeper : CheckpointKeeper, optional
         Writes the rounds' checkpoints; where it has found one, rounds go on from there.
+    known : Statistics, optional
+        What the survey tells of the first round, which then costs no pass.
 
     Returns
     -------
@@ -234,20 +237,28 @@ def minimise(
         for listener in listeners:
             listener(event)
 
+    def evaluated(number: int, request: Request) -> tuple[RoundResult[Statistics], float]:
+        """Sums of a round, and the passes that they took."""
+        if number == 0 and known is not None:
+            return RoundResult(known, survey.seconds, survey.busy_s, 0), 0.0
+        return executor.evaluate(request), request.share
+
     with single_threaded_blas():
         state = solver.start(start)
     n_rounds = 0
     if keeper is not None and (progress := keeper.restored(solver)) is not None:
-        survey = _verified(problem, executor, run, survey, keeper, progress)
         state, n_rounds = progress.state, progress.n_rounds
-        passes += progress.passes + progress.share
+        request = problem.request(progress.point, 1, progress.share)
+        result, spent = evaluated(n_rounds - 1, request)
+        passes += progress.passes + spent
+        survey = _verified(problem, executor, survey, result, keeper, progress)
     emit(FitStarted(run, survey, n_rounds))
     while not state.reason:
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
             ask = solver.ask(state)
             request = problem.request(ask.point, ask.order, ask.share, ask.gram_share, ask.terms)
-        result = executor.evaluate(request)
+        result, spent = evaluated(n_rounds, request)
         with single_threaded_blas():
             evaluation = problem.evaluation(ask.point, result.total, ask.terms)
             if n_rounds == 0 and not np.isfinite(evaluation.value):
@@ -259,7 +270,7 @@ def minimise(
                 )
             state = solver.tell(state, evaluation)
         n_rounds += 1
-        passes += ask.share
+        passes += spent
         if keeper is not None:
             keeper.note(
                 Progress(
@@ -277,7 +288,7 @@ def minimise(
                 run=run,
                 round=n_rounds - 1,
                 order=ask.order,
-                what=ask.what,
+                what=ask.what if spent else f"{ask.what}, from the survey",
                 objective=evaluation.value,
                 gap=state.gap,
                 n_iter=state.n_iter,
@@ -294,13 +305,12 @@ def minimise(
 def _verified(
     problem: Problem,
     executor: Executor,
-    run: RunSpec,
     survey: RoundResult[Survey],
+    result: RoundResult[Statistics],
     keeper: CheckpointKeeper,
     progress: Progress[S],
 ) -> RoundResult[Survey]:
-    """Evaluate a checkpoint's last point again; the survey, with what happened meanwhile."""
-    result = executor.evaluate(problem.request(progress.point, 1, progress.share))
+    """Compare a checkpoint with its last point's sums; the survey, with what happened meanwhile."""
     with single_threaded_blas():
         evaluation = problem.evaluation(progress.point, result.total)
     cost_s = survey.seconds + result.seconds

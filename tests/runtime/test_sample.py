@@ -133,9 +133,12 @@ def test_a_warm_start_is_where_the_last_fit_ended(higgs):
     assert len(model.history_) == 1
 
 
-def test_a_quadratic_needs_no_first_point(higgs):
+def test_a_quadratic_is_known_from_the_survey(higgs):
     X, y = higgs
-    assert Ridge(runtime=dml.Runtime(client="local")).fit(X, y.astype(float)).n_passes_ == 2.0
+    model = Ridge(runtime=dml.Runtime(client="local")).fit(X, y.astype(float))
+    assert model.n_passes_ == 1.0
+    assert list(model.history_["what"]) == ["gradient and Hessian, from the survey"]
+    assert model.gap_ <= 1e-8
 
 
 def test_a_sample_that_is_small_for_its_coordinates_is_not_solved():
