@@ -133,8 +133,8 @@ def test_passes_and_rounds_are_counted_and_told():
     assert len(events) == len(history) + 2
     assert history["passes"].is_monotonic_increasing
     assert np.isfinite(history["objective"]).all()
-    # 20 values times 5 folds, of which each by itself would take several rounds.
-    assert len(history) <= 8
+    # 20 values times 5 folds, of which each by itself takes six or seven rounds.
+    assert len(history) <= 10
 
 
 @pytest.mark.parametrize(

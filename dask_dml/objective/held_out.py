@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threaded_blas
 from dask_dml.objective.folds import fold_rows
-from dask_dml.objective.losses import Array, LogisticLoss, MultinomialLoss
+from dask_dml.objective.losses import Array, LogisticLoss, LossTerms, MultinomialLoss
 from dask_dml.objective.survey import HeldOut
 
 # scikit-learn takes probabilities to be at least this far from 0.
@@ -31,8 +31,8 @@ class Metric(Protocol):
     @property
     def n_sums(self) -> int: ...
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """What is summed, with weights: shape (n_sums, n), of scores (n, K) and targets (n,)."""
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Weighted sums over rows, shape (m, n_sums), of scores (n, m, K) by m models."""
         ...
 
     def value(self, sums: Array) -> Array:
@@ -58,22 +58,21 @@ class _MeanOfRows:
 class Accuracy(_MeanOfRows):
     """Share of rows whose class is predicted right."""
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """1 where it is, else 0."""
-        predicted = scores[:, 0] > 0.0 if scores.shape[1] == 1 else scores.argmax(axis=1)
-        return np.stack([predicted == target, np.ones(len(target))])
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Weight of such rows, and of all."""
+        is_binary = scores.shape[2] == 1
+        predicted = scores[..., 0] > 0.0 if is_binary else scores.argmax(axis=2)
+        return _beside_total(weight @ (predicted == target[:, None]), weight)
 
 
 @dataclass(frozen=True, slots=True)
 class NegativeLogLoss(_MeanOfRows):
     """Mean logarithm of the probability of a row's own class."""
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """Minus the log loss."""
-        n_outputs = scores.shape[1]
-        loss = LogisticLoss() if n_outputs == 1 else MultinomialLoss(n_outputs)
-        losses = loss.evaluate(scores, target, 1).loss
-        return np.stack([-np.minimum(losses, _LARGEST_LOG_LOSS), np.ones(len(target))])
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Minus the log loss, and the weight."""
+        losses = np.minimum(_log_loss(scores, target).loss, _LARGEST_LOG_LOSS)
+        return _beside_total(-weight @ losses.reshape(scores.shape[:2]), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +82,19 @@ class NegativeBrierScore(_MeanOfRows):
     Half of it is the squared error of the probability of one of two classes.
     """
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """Minus the squared distance."""
-        n_outputs = scores.shape[1]
-        if n_outputs == 1:
-            miss = LogisticLoss().evaluate(scores, target, 1).residual[:, 0] ** 2
-        else:
-            miss = (MultinomialLoss(n_outputs).evaluate(scores, target, 1).residual ** 2).sum(
-                axis=1
-            )
-        return np.stack([-miss, np.ones(len(target))])
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Minus the squared distance, and the weight."""
+        miss = (_log_loss(scores, target).residual ** 2).sum(axis=1)
+        return _beside_total(-weight @ miss.reshape(scores.shape[:2]), weight)
 
 
 @dataclass(frozen=True, slots=True)
 class NegativeMeanSquaredError(_MeanOfRows):
     """Minus the mean squared error."""
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """Minus the squared error."""
-        return np.stack([-((scores[:, 0] - _numbers(target)) ** 2), np.ones(len(target))])
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Minus the squared error, and the weight."""
+        return _beside_total(-weight @ _squared_errors(scores, target), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +109,9 @@ class NegativeSquaredErrorPerRow:
     n_rows: int
     n_sums: int = 1
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Minus the squared error."""
-        return -((scores[:, :1].T - _numbers(target)) ** 2)
+        return np.asarray(-weight @ _squared_errors(scores, target))[:, None]
 
     def value(self, sums: Array) -> Array:
         """The sum over the rows, whatever they weigh."""
@@ -138,11 +131,12 @@ class Determination:
     center: float
     n_sums: int = 4
 
-    def of_rows(self, scores: Array, target: NDArray[np.generic]) -> Array:
-        """Squared error, target and its square, both centred, and 1."""
+    def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
+        """Squared error, target and its square, both centred, and weight."""
         away = _numbers(target) - self.center
-        error = scores[:, 0] - _numbers(target)
-        return np.stack([error * error, away, away * away, np.ones(len(target))])
+        errors = weight @ _squared_errors(scores, target)
+        of_target = [weight @ away, weight @ (away * away), weight.sum()]
+        return np.column_stack([errors, np.tile(of_target, (len(errors), 1))])
 
     def value(self, sums: Array) -> Array:
         """1 minus the residual over the total sum of squares; of a constant target, 1 or 0."""
@@ -151,6 +145,21 @@ class Determination:
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = 1.0 - residual / total
         return np.where(total > 0.0, ratio, np.where(residual > 0.0, 0.0, 1.0))
+
+
+def _beside_total(sums: Array, weight: Array) -> Array:
+    return np.column_stack([sums, np.full(len(sums), weight.sum())])
+
+
+def _log_loss(scores: Array, target: NDArray[np.generic]) -> LossTerms:
+    """The log loss of each row by each model, flat."""
+    n_models, n_outputs = scores.shape[1:]
+    loss = LogisticLoss() if n_outputs == 1 else MultinomialLoss(n_outputs)
+    return loss.evaluate(scores.reshape(-1, n_outputs), np.repeat(target, n_models), 1)
+
+
+def _squared_errors(scores: Array, target: NDArray[np.generic]) -> Array:
+    return np.asarray((scores[..., 0] - _numbers(target)[:, None]) ** 2)
 
 
 def _numbers(target: NDArray[np.generic]) -> Array:
@@ -212,9 +221,7 @@ class HeldOutRequest:
                 for design in design_blocks(X[rows], n_terms, self.center):
                     part = slice(start, start + len(design))
                     scores = (design @ models).reshape(len(design), n_models, n_outputs)
-                    for model in range(n_models):
-                        summed = self.metric.of_rows(scores[:, model], y[part])
-                        values[k, model] += summed @ w[part]
+                    values[k] += self.metric.sums(scores, y[part], w[part])
                     start = part.stop
         return HeldOutSums(values)
 
@@ -278,8 +285,6 @@ class LeaveOneOutRequest:
                 rotated *= rotated
                 leverage = w[:, None] * (rotated @ self.inverse.T + self.least_leverage)
                 unseen = y[part, None] - residual / (1.0 - leverage)
-                for model in range(n_models):
-                    summed = self.metric.of_rows(unseen[:, model : model + 1], y[part])
-                    values[0, model] += summed @ w
+                values[0] += self.metric.sums(unseen[..., None], y[part], w)
                 start = part.stop
         return HeldOutSums(values)

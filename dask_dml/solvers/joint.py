@@ -9,9 +9,9 @@ of their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,11 @@ from dask_dml.solvers.core import (
 _LARGEST_ANSWER_BYTES = 64_000_000
 # Of the allowed gap, what is hoped for when a point is shared: the forecast is a forecast.
 _HOPE = 0.25
+# Fourth over squared second moment of the changes of scores along a step; 3 for normal ones.
+_KURTOSIS = 10.0
 _SHORTENED = 0.3
-_NOISE = 1e-14
+_SHORTEST = 1e-6
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 class Member(NamedTuple):
@@ -40,6 +43,18 @@ class Member(NamedTuple):
 
     penalty: int
     held_out: int | None
+
+
+class _Step(NamedTuple):
+    """A Newton step of one member: see `JointState` for what it becomes there."""
+
+    direction: Array
+    length: float
+    value: float
+    gap_before: float
+    gap: float
+    left: float
+    is_rounding: bool
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,12 @@ class JointState:
         Objective at `theta`; inf before the first round.
     gap_before, gap : ndarray of shape (m,)
         Upper bounds of the relative gap at `theta` and at the next point; nan while there is none.
+    left : ndarray of shape (m,)
+        Estimate of the relative gap at the next point; nan where it is far.
     is_settled : ndarray of shape (m,)
         Whether what is left is rounding.
+    is_alone : ndarray of shape (m,)
+        Whether other members' points were of no use, so that the next has to be its own.
     gram : ndarray of shape (K * q, K * q)
         Hessian of the sum of losses near by, which tells distances.
     n_iter : ndarray of shape (m,)
@@ -72,9 +91,25 @@ class JointState:
     value: Array
     gap_before: Array
     gap: Array
+    left: Array
     is_settled: NDArray[np.bool_]
+    is_alone: NDArray[np.bool_]
     gram: Array
     n_iter: NDArray[np.intp]
+
+    def copy(self) -> Self:
+        """A state whose arrays are its own."""
+        arrays = {each.name: getattr(self, each.name).copy() for each in fields(self)}
+        return type(self)(**arrays)
+
+    def take(self, number: int, theta: Array, step: _Step) -> None:
+        """Move a member to a point, with the step from there."""
+        self.theta[number], self.direction[number] = theta, step.direction
+        self.step[number], self.value[number] = step.length, step.value
+        self.gap_before[number], self.gap[number] = step.gap_before, step.gap
+        self.left[number], self.is_settled[number] = step.left, step.is_rounding
+        self.is_alone[number] = False
+        self.n_iter[number] += 1
 
     @property
     def trial(self) -> Array:
@@ -82,8 +117,8 @@ class JointState:
         return np.asarray(self.theta + self.step[:, None, None] * self.direction)
 
     def is_solved(self, tol: float) -> NDArray[np.bool_]:
-        """Members whose next point is known to be within a relative gap."""
-        return np.asarray((self.gap <= tol) | self.is_settled)
+        """Members whose next point is within a relative gap, by estimate or for certain."""
+        return np.asarray((self.left <= tol) | (self.gap <= tol) | self.is_settled)
 
 
 @dataclass(frozen=True)
@@ -123,6 +158,8 @@ class JointNewton:
             np.full(m, np.inf),
             np.full(m, np.nan),
             np.full(m, np.nan),
+            np.full(m, np.nan),
+            np.zeros(m, dtype=bool),
             np.zeros(m, dtype=bool),
             np.zeros((theta.size, theta.size)),
             np.zeros(m, dtype=np.intp),
@@ -139,9 +176,9 @@ class JointNewton:
 
     def reopened(self, state: JointState, number: int) -> JointState:
         """The state with one more round to come for a member."""
-        gap = state.gap.copy()
-        gap[number] = np.nan
-        return replace(state, gap=gap)
+        gap, left = state.gap.copy(), state.left.copy()
+        gap[number] = left[number] = np.nan
+        return replace(state, gap=gap, left=left)
 
     def unsolved(self, state: JointState, wanted: NDArray[np.intp], tol: float) -> NDArray[np.intp]:
         """Members among those wanted that need another round."""
@@ -160,92 +197,107 @@ class JointNewton:
         self, state: JointState, request: FoldRequest, sums: FoldSums, tol: float
     ) -> JointState:
         """Move every member that is not solved to the best of the points, and find its step."""
-        theta, direction = state.theta.copy(), state.direction.copy()
-        step, value = state.step.copy(), state.value.copy()
-        gap_before, gap = state.gap_before.copy(), state.gap.copy()
-        is_settled, n_iter = state.is_settled.copy(), state.n_iter.copy()
         points = np.stack([asked.theta for asked in request.requests])
-        training = _Training(sums.answers)
-        for number in np.flatnonzero(~state.is_solved(tol)):
+        training, trial, told = _Training(sums.answers), state.trial, state.copy()
+        for number in np.flatnonzero(~state.is_solved(tol)).tolist():
             penalty, held_out = self.members[number]
-            problem, goal = self.problems[penalty], self._goals[penalty]
-            found = np.array(
-                [
-                    problem.multiplier * training.loss(at, held_out)
-                    + problem.penalty.value(point[:, :-1] if problem.fit_intercept else point)
-                    for at, point in enumerate(points)
-                ]
-            )
-            best = int(np.argmin(np.where(np.isfinite(found), found, np.inf)))
-            if not found[best] <= value[number] * (1.0 + _NOISE):
-                step[number] *= _SHORTENED
-                gap[number] = np.nan
-                is_settled[number] = step[number] < 1e-6
-                continue
-            at = (points[best] * problem.scale).ravel()
-            evaluation = problem.evaluation(at, training.sums(best, held_out))
-            newton = newton_step(evaluation, goal)
-            is_whole = newton.decrement2 <= 2.0 * evaluation.value
-            theta[number], value[number] = points[best], evaluation.value
-            direction[number] = newton.direction.reshape(points[best].shape) / problem.scale
-            step[number] = 1.0 if is_whole else 2.0 * evaluation.value / newton.decrement2
-            gap_before[number] = relative_gap(evaluation.value, newton.gap, newton.gap)
-            gap_after = relative_gap(evaluation.value, newton.gap, newton.gap_after)
-            gap[number] = gap_after if is_whole else np.nan
-            is_settled[number] = is_negligible(evaluation.value, 0.5 * newton.decrement2)
-            n_iter[number] += 1
-        gram = training.sums(0, None).gram
-        return replace(
-            state,
-            theta=theta,
-            direction=direction,
-            step=step,
-            value=value,
-            gap_before=gap_before,
-            gap=gap,
-            is_settled=is_settled,
-            gram=state.gram if gram is None else gram,
-            n_iter=n_iter,
-        )
+            problem = self.problems[penalty]
+            values = self._values(problem, held_out, points, training)
+            best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+            step = None
+            if np.isfinite(values[best]):
+                step = self._step(problem, points[best], training.sums(best, held_out))
+            # Near the optimum steps from any point lead there, the better the less they leave.
+            is_lower = step is not None and step.value < state.value[number]
+            if step is not None and (is_lower or step.left < state.left[number]):
+                told.take(number, points[best], step)
+            elif not (points == trial[number]).all(axis=(1, 2)).any():
+                told.is_alone[number] = True
+            elif np.isfinite(state.left[number]):
+                told.is_settled[number] = True
+            else:
+                told.step[number] *= _SHORTENED
+                told.is_settled[number] = told.step[number] < _SHORTEST
+        return replace(told, gram=np.asarray(training.sums(0, None).gram))
+
+    def _values(
+        self, problem: Problem, held_out: int | None, points: Array, training: _Training
+    ) -> Array:
+        """Objective of a member at each of the points."""
+        coef = points[..., :-1] if problem.fit_intercept else points
+        losses = np.array([training.loss(at, held_out) for at in range(len(points))])
+        penalties = np.array([problem.penalty.value(each) for each in coef])
+        return np.asarray(problem.multiplier * losses + penalties)
+
+    def _step(self, problem: Problem, theta: Array, sums: Statistics) -> _Step:
+        """Newton step of a member, and what it leaves."""
+        at = (theta * problem.scale).ravel()
+        evaluation = problem.evaluation(at, sums)
+        value = evaluation.value
+        newton = newton_step(evaluation, Goal.of(problem, 0.0, self.max_iter))
+        direction = newton.direction.reshape(theta.shape) / problem.scale
+        before = relative_gap(value, newton.gap, newton.gap)
+        is_rounding = is_negligible(value, 0.5 * newton.decrement2)
+        if newton.decrement2 > 2.0 * value:
+            # No objective is below zero: where the model says so, the step is too long.
+            shorter = 2.0 * value / newton.decrement2
+            return _Step(direction, shorter, value, before, np.nan, np.nan, is_rounding)
+        gap = relative_gap(value, newton.gap, newton.gap_after)
+        in_loss = newton.decrement2 / problem.multiplier
+        change2 = float(self._change2(in_loss, cast("Array", sums.gram)))
+        left = problem.multiplier * float(_remainder(change2, in_loss))
+        left = relative_gap(value, 0.5 * newton.decrement2, left if change2 <= 1.0 else np.inf)
+        return _Step(direction, 1.0, value, before, gap, left, is_rounding)
 
     @cached_property
     def _held_out(self) -> list[int | None]:
         return [*range(self.n_folds), None] if self.n_folds > 1 else [None]
 
     @cached_property
-    def _goals(self) -> list[Goal]:
-        return [Goal.of(problem, 0.0, self.max_iter) for problem in self.problems]
+    def _spread(self) -> Array:
+        """Weighted mean squares of the entries of centred columns, and of the intercept's: (q,)."""
+        first = self.problems[0]
+        survey, center = first.survey, first.center
+        squares = survey.moment2 - 2.0 * center * survey.moment1 + center**2 * survey.weight
+        squares = np.append(squares, survey.weight) if first.fit_intercept else squares
+        return np.asarray(squares / survey.weight)
 
-    @cached_property
-    def _extent(self) -> Array:
-        """Bounds of a row's entries, in centred columns."""
-        return self.problems[0].row_extent * self.problems[0].scale
+    def _change2(self, decrement2: Any, gram: Array) -> Any:
+        """Squared scale of the changes of scores along a step, of this decrement in the loss.
+
+        What a step leaves, in the norm of the Hessian, is at most half of the root of the sum of
+        curvatures times fourth powers of the changes of scores, as the third derivative is at most
+        the second (times the self-concordance). With a kurtosis k that is
+        ``sqrt(k) lambda^2 / sqrt(curvature) / 2``, with the sum of curvatures over the rows.
+        """
+        concordance = self.problems[0].loss.self_concordance
+        outputs = np.diagonal(gram).reshape(-1, len(self._spread))
+        present = self._spread > 0.0
+        curvature = (outputs[:, present] / self._spread[present]).mean(axis=1).min()
+        return concordance**2 * _KURTOSIS * decrement2 / max(float(curvature), _TINY)
 
     def _points(self, state: JointState, members: NDArray[np.intp], tol: float) -> list[Array]:
         """Few points such that a step from one of them is likely to solve each member.
 
-        A step over a distance that changes scores by at most r leaves a gap of about
-        ``r^2 lambda^2 / 8`` (see `contracted_gap`). Where that is too much from any other member's
-        next point, so it may be from the own: there, another's serves as well that is nearer than
-        what the own next step will have left to go.
+        Where the step would leave too much from any other member's next point, so it may from the
+        own: there, another's serves as well that is nearer than what the own will have left to go.
         """
         trial = state.trial
         if not np.all(np.isfinite(state.value[members])):
             return [trial[members[0]]]
         multiplier = np.array([self.problems[self.members[i].penalty].multiplier for i in members])
-        allowed = _HOPE * tol * np.abs(state.value[members])
-        own = self._change(state.step[members, None, None] * state.direction[members])
-        reach = 0.5 * np.minimum(own, 1.0) ** 2
+        allowed = _HOPE * tol * np.abs(state.value[members]) / multiplier
+        own = self._distance2(state, state.step[members, None, None] * state.direction[members])
+        reach = 0.25 * np.minimum(self._change2(own, state.gram), 1.0) * own
         # Of a full fit the estimate is amid those of its folds.
         centers = [self.at(penalty, None) for penalty in {self.members[i].penalty for i in members}]
         candidates = np.unique([*members, *centers])
         covers = np.empty((len(candidates), len(members)), dtype=bool)
+        is_shared = ~state.is_alone[members]
         for row, candidate in enumerate(candidates):
-            away = trial[members] - trial[candidate]
-            flat = away.reshape(len(members), -1)
-            change = self._change(away)
-            decrement2 = multiplier * np.einsum("ij,ij->i", flat @ state.gram, flat)
-            covers[row] = (change**2 * decrement2 / 8.0 <= allowed) | (change <= reach)
+            away = self._distance2(state, trial[members] - trial[candidate])
+            is_enough = _remainder(self._change2(away, state.gram), away) <= allowed
+            covers[row] = ((is_enough | (away <= reach)) & is_shared) | (members == candidate)
         nbytes = 8 * state.gram.size * self.n_folds
         points: list[Array] = []
         while covers.any() and (not points or (len(points) + 1) * nbytes <= _LARGEST_ANSWER_BYTES):
@@ -254,10 +306,15 @@ class JointNewton:
             covers[:, covers[best]] = False
         return points
 
-    def _change(self, away: Array) -> Array:
-        """Bounds of self-concordance times the change of scores, shape (m,), along (m, K, q)."""
-        concordance = self.problems[0].loss.self_concordance
-        return np.asarray(concordance * np.linalg.norm(np.abs(away) @ self._extent, axis=1))
+    def _distance2(self, state: JointState, away: Array) -> Array:
+        """Squared distances, shape (m,), in the norm of the loss's Hessian: along (m, K, q)."""
+        flat = away.reshape(len(away), -1)
+        return np.asarray(np.einsum("ij,ij->i", flat @ state.gram, flat))
+
+
+def _remainder(change2: Any, decrement2: Any) -> Any:
+    """Gap that a step leaves: half the square of what is left, itself half of change times step."""
+    return change2 * decrement2 / 8.0
 
 
 class _Training:

@@ -71,7 +71,7 @@ def by_itself(problem, X, y):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("tol", [1e-4, 1e-10])
-def test_every_member_is_within_its_certified_gap(name, tol):
+def test_every_member_is_within_its_gap(name, tol):
     X, y, kind = rows(name)
     joint = joint_of(name, X, y, kind, [1e-3, 1e-2, 0.1, 1.0, 10.0])
     state, _ = solved(joint, X, y, np.arange(len(joint.members)), tol)
@@ -83,7 +83,10 @@ def test_every_member_is_within_its_certified_gap(name, tol):
         sums = block_statistics(problem.request(point, 1), X[training], y[training], None)
         value = problem.evaluation(point, sums).value
         optimum = by_itself(problem, X[training], y[training])
-        assert (value - optimum) / value <= max(state.gap[number], 1e-13)
+        gap = (value - optimum) / value
+        assert gap <= max(tol, 1e-13)
+        if np.isfinite(state.gap[number]):
+            assert gap <= max(state.gap[number], 1e-13)
 
 
 def test_a_quadratic_takes_one_point_for_all():
