@@ -68,7 +68,7 @@ class Lasso(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey; of many columns, two and part of one.
+        Proximal Newton: one pass after the survey; of many columns, two or three.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class ElasticNet(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey; of many columns, two and part of one.
+        Proximal Newton: one pass after the survey; of many columns, two or three.
 
     Attributes
     ----------

@@ -45,6 +45,8 @@ _LARGEST_SHARE = 0.3
 # Of the statistical error of the sample's optimum, what may be left of its objective.
 _ERROR_SHARE = 0.1
 
+_UNKNOWN = np.empty((0, 0))
+
 _SWEEPS = 10
 _ROUNDS = 200
 # Coordinates that join the minimisation of a model at least, while there are any.
@@ -66,13 +68,20 @@ class ProximalNewtonState(SolverState):
     stage : int
         Which of the solver's shares of the rows.
     terms : ndarray of int
-        Terms that the Hessian is asked for, in order.
+        Terms that the Hessian is of, in order.
+    known : ndarray of shape (m, m)
+        That Hessian, where it is known already: of a quadratic function it stays as it is. Empty
+        where it has to be asked for.
+    margin : float
+        Added to all weights in this stage.
     direction : ndarray of shape (d,)
     slope, step : float
     """
 
     stage: int
     terms: NDArray[np.intp]
+    known: Array
+    margin: float
     direction: Array
     slope: float
     step: float
@@ -155,12 +164,14 @@ class ProximalNewton:
         if self.is_screened:
             terms = np.flatnonzero((point != 0.0) | (self.absolute == 0.0))
         return ProximalNewtonState(
-            point, np.inf, np.nan, 0, "", 0, terms, np.zeros_like(point), 0.0, 1.0
+            point, np.inf, np.nan, 0, "", 0, terms, _UNKNOWN, 0.0, np.zeros_like(point), 0.0, 1.0
         )
 
     def ask(self, state: ProximalNewtonState) -> Ask:
         """The next trial point, with the Hessian of its terms."""
         trial = state.point + state.step * state.direction
+        if state.known.size:
+            return Ask(trial, 1, self.shares[state.stage])
         terms = None if len(state.terms) == self._n_terms else state.terms
         return Ask(trial, 2, self.shares[state.stage], terms=terms)
 
@@ -170,56 +181,83 @@ class ProximalNewton:
 
     def tell(self, state: ProximalNewtonState, evaluation: Evaluation) -> ProximalNewtonState:
         """Accept the trial and minimise the next model, or shorten the step."""
+        hessian = state.known if state.known.size else evaluation.hessian
+        if hessian is None:
+            raise ValueError("ProximalNewton.tell(evaluation=...) needs the Hessian it asked for")
+        evaluation = replace(evaluation, hessian=hessian)
         first = not np.isfinite(state.value)
-        if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
-            step = shorter_step(state.value, state.slope, state.step, evaluation.value)
+        if first and self.is_screened and not self._is_last(state):
+            # What columns that say nothing gain in a sample: with less, many of them would join.
+            margin = float(np.sqrt(2.0 * abs(evaluation.value) / self._n_sampled(state)))
+            state = replace(state, margin=margin)
+        point = self.ask(state).point
+        value = evaluation.value + float((self._weights(state) - self.absolute) @ np.abs(point))
+        if not first and not is_descent(state.value, state.slope, state.step, value):
+            step = shorter_step(state.value, state.slope, state.step, value)
             stalled = is_negligible(state.value, -step * state.slope)
             return replace(state, step=step, reason=STALLED if stalled else "")
-        if evaluation.hessian is None:
-            raise ValueError("ProximalNewton.tell(evaluation=...) needs the Hessian it asked for")
-        point = self.ask(state).point
         n_iter = state.n_iter + (0 if first else 1)
-        accepted = replace(state, point=point, value=evaluation.value, n_iter=n_iter)
+        accepted = replace(state, point=point, value=value, n_iter=n_iter)
+        if not self._is_last(state):
+            return self._turn(accepted, evaluation, hessian, np.zeros(len(point), dtype=bool))
+        gap, unsure = self._certificate(point, evaluation, self._coordinates(state.terms))
+        gap = np.nan if unsure.any() else relative_gap(value, gap, gap)
+        if gap <= self.goal.tol:
+            return replace(accepted, gap=gap, reason=CONVERGED)
+        return self._turn(replace(accepted, gap=gap), evaluation, hessian, unsure)
+
+    def _turn(
+        self,
+        state: ProximalNewtonState,
+        evaluation: Evaluation,
+        hessian: Array,
+        unsure: NDArray[np.bool_],
+    ) -> ProximalNewtonState:
+        """From an accepted point to the minimum of its model."""
+        point, absolute = state.point, self._weights(state)
         own = self._coordinates(state.terms)
-        is_last = state.stage == len(self.shares) - 1
-        unsure = np.zeros(len(point), dtype=bool)
-        if is_last:
-            gap, unsure = self._certificate(point, evaluation, own)
-            gap = np.nan if unsure.any() else gap
-            accepted = replace(accepted, gap=relative_gap(evaluation.value, gap, gap))
-            if accepted.gap <= self.goal.tol:
-                return replace(accepted, reason=CONVERGED)
-        here, hessian = point[own], evaluation.hessian
-        linear = evaluation.gradient[own] - hessian @ here
+        linear = evaluation.gradient[own] - hessian @ point[own]
         better = point.copy()
-        better[own] = minimum_of_model(hessian, linear, self.absolute[own], here)
+        better[own] = minimum_of_model(hessian, linear, absolute[own], point[own])
         direction = better - point
-        change = float(self.absolute @ (np.abs(better) - np.abs(point)))
+        change = float(absolute @ (np.abs(better) - np.abs(point)))
         slope = float(evaluation.gradient @ direction) + change
-        if is_last and self.goal.self_concordance == 0.0 and len(own) == len(point):
-            return self._finished(accepted, evaluation, better, slope)
-        is_still = is_negligible(evaluation.value, -slope)
-        # Nothing but the certificate is missing, and that some terms.
-        sought = unsure if is_still else np.zeros_like(unsure)
-        terms, is_missing = self._next_terms(state.terms, better, evaluation.gradient, sought)
-        accepted = replace(accepted, terms=terms, direction=direction, slope=slope, step=1.0)
-        if is_still and is_last and not is_missing:
-            return replace(accepted, reason=CONVERGED)
-        if n_iter >= self.goal.max_iter:
-            return replace(accepted, reason=MAX_ITER)
+        is_quadratic = self.goal.self_concordance == 0.0
+        if is_quadratic and self._is_last(state) and len(own) == len(point):
+            return self._finished(state, evaluation, better, slope)
+        is_still = is_negligible(state.value, -slope)
+        excess = np.abs(evaluation.gradient) - absolute
+        # Where nothing but the certificate is missing, that is for want of terms.
+        sought = (excess > _ROUNDING * absolute) | (unsure & is_still)
+        sought[own] = False
+        is_missing = self.is_screened and bool(sought.any())
+        if is_quadratic and not is_missing:
+            state = replace(state, known=hessian)
+        elif self.is_screened:
+            near = self._is_last(state) & (excess > (_NEAR - 1.0) * absolute)
+            state = replace(
+                state, terms=self._chosen(better, excess, near | sought), known=_UNKNOWN
+            )
+        state = replace(state, direction=direction, slope=slope, step=1.0)
+        if is_still and self._is_last(state) and not is_missing:
+            return replace(state, reason=CONVERGED)
+        if state.n_iter >= self.goal.max_iter:
+            return replace(state, reason=MAX_ITER)
         n_support = max(int(np.count_nonzero(better)), 1)
-        n_sampled = self.shares[state.stage] * self.n_rows
-        enough = _ERROR_SHARE * n_support / n_sampled * abs(evaluation.value)
-        if is_last or is_missing or -slope > enough:
-            return accepted
-        return replace(
-            accepted,
-            point=better,
-            value=np.inf,
-            n_iter=n_iter + 1,
-            stage=state.stage + 1,
-            direction=np.zeros_like(point),
-        )
+        enough = _ERROR_SHARE * n_support / self._n_sampled(state) * abs(state.value)
+        if self._is_last(state) or is_missing or -slope > enough:
+            return state
+        return replace(self.start(better), n_iter=state.n_iter + 1, stage=state.stage + 1)
+
+    def _is_last(self, state: ProximalNewtonState) -> bool:
+        return state.stage == len(self.shares) - 1
+
+    def _n_sampled(self, state: ProximalNewtonState) -> float:
+        return max(self.shares[state.stage] * self.n_rows, 1.0)
+
+    def _weights(self, state: ProximalNewtonState) -> Array:
+        """Weights of the absolute values in this stage."""
+        return self.absolute + np.where(self.absolute > 0.0, state.margin, 0.0)
 
     def _coordinates(self, terms: NDArray[np.intp]) -> NDArray[np.intp]:
         """Coordinates of terms, outputs outermost."""
@@ -285,32 +323,13 @@ class ProximalNewton:
         unsure[unsure] = slack < np.sqrt(self.curvature[unsure] * decrement2)
         return gap, unsure
 
-    def _next_terms(
-        self,
-        terms: NDArray[np.intp],
-        better: Array,
-        gradient: Array,
-        sought: NDArray[np.bool_],
-    ) -> tuple[NDArray[np.intp], bool]:
-        """Terms of the next Hessian, and whether the minimum lacks some of them.
-
-        Those that are not zero stay, those whose gradient nearly is their weight are kept ready,
-        and of those that have to join the ones that lack most do so first.
-        """
-        if not self.is_screened:
-            return terms, False
+    def _chosen(self, better: Array, excess: Array, joining: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Terms of the next Hessian: those not zero, and of others those that lack most."""
         kept = (better != 0.0) | (self.absolute == 0.0)
-        excess = np.abs(gradient) - self.absolute
-        is_out = np.ones(len(better), dtype=bool)
-        is_out[terms] = False
-        is_missing = is_out & ((excess > _ROUNDING * self.absolute) | sought)
-        near = excess > (_NEAR - 1.0) * self.absolute
-        joining = np.flatnonzero(~kept & (near | is_missing))
+        new = np.flatnonzero(joining & ~kept)
         most = max(_LEAST_JOINING, _JOINING * int(np.count_nonzero(kept)))
-        if len(joining) > most:
-            joining = joining[np.argpartition(-excess[joining], most)[:most]]
-        kept[joining] = True
-        return np.flatnonzero(kept), bool(is_missing.any())
+        kept[new[np.argsort(-excess[new], kind="stable")[:most]]] = True
+        return np.flatnonzero(kept)
 
 
 def least_subgradient(point: Array, gradient: Array, absolute: Array) -> Array:
