@@ -38,6 +38,7 @@ from dask_dml.linear_model import (
     Ridge,
     load_model,
 )
+from dask_dml.objective.blocks import blas_environment
 from dask_dml.report.metrics import ClassificationMetrics, RegressionMetrics
 from dask_dml.report.predictions import WRITERS, prediction_frame, write_frames
 from dask_dml.runtime import Event, FitEnded, FitStarted, RoundEnded
@@ -420,7 +421,9 @@ def _cluster(scheduler: str | None, workers: int | None) -> Iterator[None]:
     elif workers is not None:
         say(f"starting {workers} workers")
         with (
-            LocalCluster(n_workers=workers, dashboard_address=":0") as cluster,
+            LocalCluster(
+                n_workers=workers, dashboard_address=":0", env=blas_environment()
+            ) as cluster,
             Client(cluster) as client,
         ):
             _say_dashboard(client)

@@ -31,6 +31,7 @@ KINDS = {
     "holder-promoted": "the host of the parameter holder was lost and a replica took over",
     "holder-lost": "all hosts of the parameter holder were lost: parameters are published again",
     "monitor-refused": "the scheduler took no plugin: the fit has Dask's own recovery alone",
+    "blas-differs": "kernels of BLAS differ among workers: the last digits depend on who sums what",
     "checkpoint-resumed": "the fit went on from a checkpoint",
 }
 

@@ -438,9 +438,17 @@ class BlasThreads:
     Parameters
     ----------
     libraries : sequence of BlasLibrary
+
+    Attributes
+    ----------
+    libraries : tuple of BlasLibrary
+    n_uses : int
+        How often it was asked for.
     """
 
     def __init__(self, libraries: Sequence[BlasLibrary]) -> None:
+        self.libraries = tuple(libraries)
+        self.n_uses = 0
         known = [lib for lib in libraries if lib.num_threads is not None]
         self._own = [lib for lib in known if _is_per_thread(lib)]
         self._shared = [lib for lib in known if not _is_per_thread(lib)]
@@ -456,6 +464,7 @@ class BlasThreads:
             if self._users == 0:
                 self._before = _limit(self._shared)
             self._users += 1
+            self.n_uses += 1
         try:
             yield
         finally:
@@ -499,6 +508,31 @@ def _blas_threads() -> BlasThreads:
 
 def single_threaded_blas() -> AbstractContextManager[None]:
     """Run BLAS on one thread in this process until the last such block is left."""
+    return _first_blas_threads().single()
+
+
+def blas_uses() -> int:
+    """How often this process has run BLAS on one thread."""
+    return _first_blas_threads().n_uses
+
+
+def _first_blas_threads() -> BlasThreads:
     with _first_use:  # two instances would restore the number of threads under each other
-        threads = _blas_threads()
-    return threads.single()
+        return _blas_threads()
+
+
+def blas_name() -> str:
+    """What computes in this process's BLAS, such as "openblas Haswell": it decides on the bits."""
+    libraries = _first_blas_threads().libraries
+    return ", ".join(sorted({f"{lib.internal_api} {_architecture(lib)}" for lib in libraries}))
+
+
+def blas_environment() -> dict[str, str]:
+    """Variables that make processes started with them compute by the BLAS kernels of this one."""
+    libraries = _first_blas_threads().libraries
+    kernels = {_architecture(lib) for lib in libraries if lib.internal_api == "openblas"}
+    return {"OPENBLAS_CORETYPE": kernels.pop()} if len(kernels) == 1 else {}
+
+
+def _architecture(library: BlasLibrary) -> str:
+    return str(getattr(library, "architecture", "of unknown kernels"))

@@ -26,6 +26,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from dask_dml.objective.blocks import Request, Statistics
+from dask_dml.objective.kernels.compiling import compiled
 from dask_dml.objective.losses import Array, HuberLoss, LossTerms
 
 Csr = scipy.sparse.csr_array | scipy.sparse.csr_matrix
@@ -291,17 +292,14 @@ def _kernels(data: str, index: str) -> _Kernels:
     where = (read(number), read(number))
     rows = (read(value), *where, types.int64, numbers)
 
-    def compiled(function: Callable[..., Any], *arguments: Any, result: Any = types.void) -> Any:
-        signature = result(*arguments)
-        return numba.njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-
+    read_weight = read(types.float64)
     return _Kernels(
-        compiled(_take_scores, *rows, table, numbers, sums2),
-        compiled(_total, numbers, result=types.float64),
-        compiled(_add_gradient, *rows, table, sums2),
-        compiled(_add_gram, *rows, numbers, sums2),
-        compiled(_count_rows, *where, counts),
-        compiled(_add_moments, read(value), *where, read(types.float64), *[sums] * 4, counts),
+        compiled(_take_scores, types.void(*rows, table, numbers, sums2)),
+        compiled(_total, types.float64(numbers)),
+        compiled(_add_gradient, types.void(*rows, table, sums2)),
+        compiled(_add_gram, types.void(*rows, numbers, sums2)),
+        compiled(_count_rows, types.void(*where, counts)),
+        compiled(_add_moments, types.void(read(value), *where, read_weight, *[sums] * 4, counts)),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -106,6 +106,7 @@ class ClusterExecutor:
         self._rounds_s: dict[str, list[float]] = {}
         self._n_rounds = 0
         self._away: frozenset[str] = frozenset()
+        self._summed_by: dict[str, str] = {}
         resident = self._fits_in_memory()
         with ExitStack() as opened:
             opened.enter_context(sending_promptly(client))
@@ -235,6 +236,7 @@ class ClusterExecutor:
         measured = {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
         self._speeds.learn(measured, round_.overtaken, self._roster.threads)
         nbytes = work.nbytes * round_.n_submitted + sum(result.nbytes for _, result in results)
+        self._compare_blas(result for _, result in results)
         seconds = watch.seconds
         try:
             faults = self._adapt(seconds, kind, round_)
@@ -245,6 +247,20 @@ class ClusterExecutor:
         threads = self._roster.threads
         busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
         return RoundResult(total, seconds, busy_s, nbytes, faults)
+
+    def _compare_blas(self, results: Iterable[ShardResult[Any]]) -> None:
+        """Tell, once, that sums which BLAS takes are not the same bits on all workers."""
+        was_known = len(self._summed_by) > 1
+        for result in results:
+            if result.blas:
+                self._summed_by.setdefault(result.blas, result.worker)
+        if len(self._summed_by) > 1 and not was_known:
+            found = "; ".join(f"{blas} on {at}" for blas, at in sorted(self._summed_by.items()))
+            action = (
+                "none: the last digits of this fit depend on who sums what; start all workers "
+                "with the same OPENBLAS_CORETYPE in their environment"
+            )
+            self._log.note("blas-differs", "", found, action)
 
     def _held(self, request: Request) -> HeldRequest | None:
         """The request, with its parameters at the holder; None where there can be no holder."""

@@ -120,7 +120,9 @@ class Roster:
         # thread: a newcomer imports for seconds, and its event loop would be silent meanwhile.
         # And scipy.sparse, before a block is unpickled there: threads that import the whole of it
         # and a part of it at the same time lock each other out.
-        code = "(__import__('dask_dml').__version__, __import__('scipy.sparse'))[0]"
+        # And what is compiled, whose import would take the first task a second.
+        imported = ("scipy.sparse", "dask_dml.objective.kernels")
+        code = f"[__import__('dask_dml').__version__, *map(__import__, {imported})][0]"
         answer = await self._client.run(
             asyncio.to_thread, eval, code, workers=[worker], on_error="return"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
+from dask_dml.objective.blocks import blas_name, blas_uses
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.summation import Node
 from dask_dml.objective.survey import BlockEncoder, HeldOut
@@ -157,12 +158,15 @@ class ShardResult(Generic[C]):
         Who did it.
     kept_nbytes : int
         Bytes of contributions that were put elsewhere.
+    blas : str
+        Name of the BLAS that took part; empty where none did.
     """
 
     nodes: list[tuple[Node, C]]
     busy_s: float
     worker: str
     kept_nbytes: int = 0
+    blas: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -192,13 +196,14 @@ def run_shard(
         Who does it.
     """
     ready = work.begin()
-    watch = Stopwatch()
+    watch, uses = Stopwatch(), blas_uses()
     total: TreeSum[C] = TreeSum(n_blocks)
     for number, block in zip(numbers, blocks, strict=True):
         total.add((0, number), ready(number, block))
-    result = ShardResult(total.nodes, watch.seconds, worker)
+    blas = blas_name() if blas_uses() > uses else ""
+    result = ShardResult(total.nodes, watch.seconds, worker, blas=blas)
     if work.keep(numbers, total.nodes):
-        return ShardResult([], result.busy_s, worker, result.nbytes)
+        return replace(result, nodes=[], kept_nbytes=result.nbytes)
     return result
 
 

@@ -240,3 +240,17 @@ def test_bits_are_those_of_other_cpus(cpu, tmp_path):
 def test_numba_is_loaded_by_who_evaluates_blocks_alone():
     code = "import sys, dask_dml.linear_model; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_a_folder_to_write_to_kernels_are_compiled_all_the_same(monkeypatch):
+    from numba import types
+
+    from dask_dml.objective.kernels.compiling import compiled
+
+    def no_place(*_, **__):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("numba.core.caching.os.makedirs", no_place)
+    monkeypatch.setattr("numba.core.caching.tempfile.TemporaryFile", no_place)
+    twice = compiled(lambda x: 2.0 * x, types.float64(types.float64))
+    assert twice(3.0) == 6.0

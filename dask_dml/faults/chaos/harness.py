@@ -21,6 +21,7 @@ from dask_dml.faults.chaos.hands import grow
 from dask_dml.faults.chaos.network import NamespaceNetwork, Network, PlainNetwork, RelayNetwork
 from dask_dml.faults.chaos.processes import Child, start_signaller
 from dask_dml.faults.schedule import Fault
+from dask_dml.objective.blocks import blas_environment
 
 NETWORKS: dict[str | None, Callable[[], Network]] = {
     "proxy": RelayNetwork,
@@ -179,6 +180,7 @@ class ChaosCluster:
                 "name": name,
                 "local_directory": self._directory.name,
                 "dashboard": False,
+                "env": blas_environment(),
             },
         }
         machine = Machine(number, Child(name, place.command, spec, self._log_path(name)))

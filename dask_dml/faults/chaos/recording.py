@@ -34,6 +34,7 @@ from dask_dml.faults.detectors import PhiAccrual
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.telemetry import DatagramError, unpack, unpacked, worker_id
 from dask_dml.faults.training import Records
+from dask_dml.objective.blocks import blas_environment
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.worker_plugin import Beacon, Gauge
 
@@ -212,6 +213,7 @@ def record(seconds: float, seed: int, n_workers: int = 3) -> Records:
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
+            env=blas_environment(),
             memory_limit=limit_bytes,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,

@@ -6,7 +6,6 @@ Within a sub-block the sums are in row order; sub-blocks are added in order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -14,6 +13,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from dask_dml.objective.kernels.compiling import compiled
 from dask_dml.objective.kernels.lanes import LANES, larger, load, prefetch, smaller, spread, store
 from dask_dml.objective.losses import Array
 
@@ -79,17 +79,13 @@ class ColumnSums:
 
 
 @functools.cache
-def _kernel(itemsize: int) -> Callable[..., None]:
+def _kernel(itemsize: int) -> Any:
     """The kernel for blocks of a type; declared unaligned, as blocks from the wire are."""
     item = types.float32 if itemsize == 4 else types.float64
     rows = types.Array(item, 2, "C", readonly=True, aligned=False)
     weight = types.Array(types.float64, 1, "C", readonly=True, aligned=False)
     sums = types.Array(types.float64, 2, "C")
-    signature = types.void(rows, weight, types.int64, sums)
-    compiled: Callable[..., None] = numba.njit(
-        signature, cache=True, nogil=True, error_model="numpy"
-    )(_add_columns)
-    return compiled
+    return compiled(_add_columns, types.void(rows, weight, types.int64, sums))
 
 
 def _add_columns(X: Any, weight: Array, most_rows: int, sums: Array) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 
+from dask_dml.objective.kernels.compiling import callback
 from dask_dml.objective.losses import (
     Array,
     GammaLoss,
@@ -85,7 +86,7 @@ def compiled_loss(loss: Loss) -> CompiledLoss | None:
 
 @functools.cache
 def _compiled(kind: type) -> Any:
-    return numba.cfunc(SIGNATURE, cache=True, error_model="numpy")(_COMPILED[kind][0])
+    return callback(_COMPILED[kind][0], SIGNATURE)
 
 
 @_intrinsic

@@ -13,7 +13,6 @@ written out:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -21,6 +20,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from dask_dml.objective.kernels.compiling import compiled
 from dask_dml.objective.kernels.lanes import (
     LANES,
     first_of,
@@ -147,7 +147,7 @@ def _symmetric(upper: Array) -> Array:
 
 
 @functools.cache
-def _kernel(itemsize: int) -> Callable[..., None]:
+def _kernel(itemsize: int) -> Any:
     """The kernel for blocks of a type; declared unaligned, as blocks from the wire are."""
     item = types.float32 if itemsize == 4 else types.float64
     rows = types.Array(item, 2, "C", readonly=True, aligned=False)
@@ -156,13 +156,7 @@ def _kernel(itemsize: int) -> Callable[..., None]:
     count = types.int64
     loss = (types.FunctionType(SIGNATURE), vector, types.boolean)
     data = (rows, matrix, vector, read, read, count, count)
-    compiled: Callable[..., None] = numba.njit(
-        types.void(*loss, *data, vector, matrix, matrices),
-        cache=True,
-        nogil=True,
-        error_model="numpy",
-    )(_add_sums)
-    return compiled
+    return compiled(_add_sums, types.void(*loss, *data, vector, matrix, matrices))
 
 
 def _add_sums(
