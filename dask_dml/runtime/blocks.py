@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dask.delayed import Delayed
 from distributed import Client, Future, futures_of, get_worker
@@ -21,6 +21,7 @@ from dask_dml.errors import ClusterError
 from dask_dml.objective import Statistics, Survey
 from dask_dml.objective.survey import BlockEncoder, Encoder, TargetEncoder
 from dask_dml.runtime.keys import itself
+from dask_dml.runtime.placement import keepable
 from dask_dml.runtime.roster import address_of
 from dask_dml.runtime.shard import (
     EncodedBlock,
@@ -28,6 +29,7 @@ from dask_dml.runtime.shard import (
     ShardResult,
     SurveyWork,
     encoded,
+    encoded_block,
     read_ahead,
     run_shard,
 )
@@ -35,6 +37,8 @@ from dask_dml.runtime.waiting import settle
 
 # How long blocks that were lost may take to be made again before a round begins without them.
 _MADE_S = 10.0
+
+T = TypeVar("T")
 
 Holders = Mapping[int, Sequence[str]]
 # Gives every block to a worker, from who holds which.
@@ -104,53 +108,123 @@ class Blocks(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Kept:
+    """A block that is not read again: who was to have it, and its futures."""
+
+    worker: str
+    raw: Future[RawBlock]
+    encoded: Future[EncodedBlock] | None = None
+
+
 class StreamedBlocks:
-    """Blocks that are read again every pass, each by the worker that needs it."""
+    """Blocks that are read again every pass, but for those that there is room to keep.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    source : Source
+    key : callable
+        Makes the key of a task of this run from a name and numbers.
+    room_bytes : mapping of str to float
+        What blocks that stay may take of each worker's memory.
+    """
 
     is_resident = False
 
-    def __init__(self, source: Source) -> None:
+    def __init__(
+        self,
+        client: Client,
+        source: Source,
+        key: Callable[..., Hashable],
+        room_bytes: Mapping[str, float],
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._room_bytes = room_bytes
+        self._nbytes = source.block_nbytes
         self._loaders = source.loaders()
         self._encoder: Encoder = TargetEncoder()
+        self._serial = itertools.count()
+        self._kept: dict[int, _Kept] = {}
         self.placed: dict[int, str] = {}
 
     def encode(self, encoder: Encoder) -> None:
-        """Remember how blocks are encoded as they are read."""
+        """Encode what is kept, and remember how the others are encoded as they are read."""
         self._encoder = encoder
+        for block, kept in self._kept.items():
+            one = encoder.of_block(block)
+            kept.encoded = self._make(encoded_block, kept.raw, one, name="target", block=block)
 
     def place(self, place: Place, suspects: Collection[str]) -> int:
-        """Say who reads what."""
-        self.placed = place({})
-        return 0
+        """Say who reads what, and, the first time, what stays; how many cannot stay any more."""
+        is_first = not self.placed
+        self.placed = place({block: [kept.worker] for block, kept in self._kept.items()})
+        if is_first:
+            for block in sorted(keepable(self._nbytes, self.placed, self._room_bytes)):
+                raw = self._make(self._loaders[block], name="load", block=block)
+                self._kept[block] = _Kept(self.placed[block], raw)
+            return 0
+        moved = {b for b, kept in self._kept.items() if kept.worker != self.placed[b]}
+        return len(self._let_go(moved))
+
+    def _make(
+        self, function: Callable[..., T], *arguments: Any, name: str, block: int
+    ) -> Future[T]:
+        future: Future[T] = self._client.submit(
+            function,
+            *arguments,
+            key=self._key(name, block, next(self._serial)),
+            workers=[self.placed[block]],
+            allow_other_workers=True,
+            pure=False,
+        )
+        return future
+
+    def _let_go(self, blocks: Collection[int]) -> set[int]:
+        """Have blocks read again every pass from now on."""
+        return {block for block in blocks if self._kept.pop(block, None) is not None}
+
+    def _now(self, block: int) -> Future[RawBlock] | Future[EncodedBlock] | BlockLoader:
+        """How a block is had: kept, or to be read."""
+        kept = self._kept.get(block)
+        if kept is None:
+            return self._loaders[block]
+        return kept.raw if kept.encoded is None else kept.encoded
+
+    def _kept_at(self, blocks: Collection[int], suspects: Collection[str]) -> list[int]:
+        return [b for b in blocks if b in self._kept and self._kept[b].worker in suspects]
 
     def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
-        """Nothing: whoever needs a block reads it."""
-        return set()
+        """Let go of what suspects keep: whoever needs a block reads it."""
+        return self._let_go(self._kept_at(blocks, suspects))
 
     def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
         """Always."""
         return True
 
     def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
-        """Nobody: blocks are read from where they are stored."""
-        return ""
+        """A suspect that keeps some of these blocks; empty if there is none."""
+        kept = self._kept_at(blocks, suspects)
+        return self._kept[kept[0]].worker if kept else ""
 
     def survey_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Read and survey."""
-        return _survey_streamed, ([self._loaders[block] for block in numbers],)
+        return _survey_streamed, ([self._now(block) for block in numbers],)
 
     def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Read, encode and add up."""
         encoders = [self._encoder.of_block(block) for block in numbers]
-        return _round_streamed, ([self._loaders[block] for block in numbers], encoders)
+        return _round_streamed, ([self._now(block) for block in numbers], encoders)
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
-        """None."""
-        return set()
+        """Blocks to which these keys belong."""
+        return {block for block, kept in self._kept.items() if kept.raw.key in keys}
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Let go of what is kept."""
         self._loaders = []
+        self._kept = {}
 
 
 @dataclass(frozen=True)
@@ -527,17 +601,20 @@ def _round_held(
 
 
 def _survey_streamed(
-    n_blocks: int, numbers: Sequence[int], work: SurveyWork, loaders: list[BlockLoader]
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: SurveyWork,
+    blocks: list[RawBlock | BlockLoader],
 ) -> ShardResult[Survey]:
-    return run_shard(n_blocks, numbers, work, read_ahead(loaders), get_worker().address)
+    return run_shard(n_blocks, numbers, work, read_ahead(blocks), get_worker().address)
 
 
 def _round_streamed(
     n_blocks: int,
     numbers: Sequence[int],
     work: RoundWork,
-    loaders: list[BlockLoader],
+    blocks: list[EncodedBlock | RawBlock | BlockLoader],
     encoders: list[BlockEncoder],
 ) -> ShardResult[Statistics]:
-    blocks = encoded(read_ahead(loaders), encoders)
-    return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
+    ready = encoded(read_ahead(blocks), encoders)
+    return run_shard(n_blocks, numbers, work, ready, get_worker().address)

@@ -1,9 +1,9 @@
 """The executor of a Dask cluster: one future a shard, blocks that stay where they are.
 
 Blocks that fit in the workers' memory are placed once and stay; a round sends the request to them
-and gets sums back. Blocks that do not fit are read again every pass, each by the worker that needs
-it. A round's ledger says what is to be attempted once more; between rounds blocks are placed anew
-when workers have left, joined, fallen silent or become slow.
+and gets sums back. Where not all fit, some stay, and the others are read again every pass, each by
+the worker that needs it. A round's ledger says what is to be attempted once more; between rounds
+blocks are placed anew when workers have left, joined, fallen silent or become slow.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from dask_dml.runtime.placement import place, shards
 from dask_dml.runtime.roster import Roster
 from dask_dml.runtime.rounds import Round, Run, Shard
 from dask_dml.runtime.shard import (
+    READ_AHEAD,
     FoldWork,
     RoundWork,
     ShardResult,
@@ -55,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 # Share of the workers' memory up to which blocks stay there; Dask spills to disk above 0.6.
 RESIDENT_SHARE = 0.5
+# What a worker takes itself, with this package and its compiled sums loaded.
+_PROCESS_BYTES = 450_000_000
 # Rounds with larger parameters or sums than this go through the parameter holder.
 HOLDER_BYTES = 4 * 1024 * 1024
 # How often the scheduler is asked for its workers while the monitor has nothing to tell.
@@ -118,11 +121,11 @@ class ClusterExecutor:
             opened.callback(self._holder.close)
             self._is_holder_refused = False
             self._blocks: Blocks
+            key = partial(run_key, self._run_id)
             if resident:
-                key = partial(run_key, self._run_id)
                 self._blocks = HeldBlocks(client, source, key, self._monitor, policy.replicas)
             else:
-                self._blocks = StreamedBlocks(source)
+                self._blocks = StreamedBlocks(client, source, key, self._room_bytes())
             opened.callback(self._blocks.release)
             self._run = Run(
                 client,
@@ -185,7 +188,7 @@ class ClusterExecutor:
     def _fits_in_memory(self) -> bool:
         if isinstance(self._source, DaskSource) and self._source.is_on_cluster:
             return True
-        limits = self._roster.memory_limits()
+        limits = self._roster.memory_limits().values()
         need, have = sum(self._block_nbytes), RESIDENT_SHARE * sum(limits)
         if not all(limits) or need <= have:
             return True
@@ -196,6 +199,15 @@ class ClusterExecutor:
                 "dataset, which is read in parts, or fit here with Runtime(client='local')"
             )
         return False
+
+    def _room_bytes(self) -> dict[str, float]:
+        """What the blocks that stay may take of each worker, where not all can stay."""
+        in_use = (READ_AHEAD + 1) * max(self._block_nbytes)
+        return {
+            worker: max(RESIDENT_SHARE * (limit - _PROCESS_BYTES) - threads * in_use, 0.0)
+            for worker, limit in self._roster.memory_limits().items()
+            if (threads := self._roster.threads.get(worker))
+        }
 
     def _able(self) -> dict[str, int]:
         """Threads of the workers that are not suspect; of all if every one is."""

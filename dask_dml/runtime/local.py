@@ -17,6 +17,7 @@ from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.survey import Encoder, TargetEncoder
 from dask_dml.runtime.core import RoundResult, Stopwatch
+from dask_dml.runtime.placement import keepable
 from dask_dml.runtime.shard import (
     Contribution,
     EncodedBlock,
@@ -45,8 +46,8 @@ _SHARDS_A_THREAD = 4
 class LocalExecutor:
     """Evaluates blocks on threads of this process.
 
-    Blocks stay in memory when all of them take less than half of what is free; otherwise each is
-    loaded again every pass, the next one while the last is in use.
+    Blocks stay in memory when all of them take less than half of what is free; otherwise as many as
+    do, and the others are loaded again every pass, while earlier ones are in use.
 
     Parameters
     ----------
@@ -68,9 +69,10 @@ class LocalExecutor:
         if memory_bytes is None:
             memory_bytes = int(psutil.virtual_memory().available // 2)
         self._loaders = source.loaders()
-        self._resident = sum(source.block_nbytes) <= memory_bytes
-        self._raw: list[RawBlock] = []
-        self._encoded: list[EncodedBlock] = []
+        placed = dict.fromkeys(range(self._n_blocks), _WORKER)
+        self._stay = sorted(keepable(source.block_nbytes, placed, {_WORKER: memory_bytes}))
+        self._raw: dict[int, RawBlock] = {}
+        self._encoded: dict[int, EncodedBlock] = {}
         self._encoder: Encoder = TargetEncoder()
 
     def survey(
@@ -85,8 +87,9 @@ class LocalExecutor:
         """Prepare targets and weights; streamed blocks are encoded as they are read."""
         self._encoder = encoder
         self._load()
-        self._encoded = list(encoded(self._raw, map(encoder.of_block, range(len(self._raw)))))
-        self._raw = []
+        encoders = map(encoder.of_block, self._raw)
+        self._encoded = dict(zip(self._raw, encoded(self._raw.values(), encoders), strict=True))
+        self._raw = {}
 
     def evaluate(self, request: Request) -> RoundResult[Statistics]:
         """Sums over all blocks."""
@@ -103,12 +106,13 @@ class LocalExecutor:
     def close(self) -> None:
         """Stop the threads and let go of the blocks."""
         self._pool.shutdown(cancel_futures=True)
-        self._raw, self._encoded = [], []
+        self._raw, self._encoded = {}, {}
 
     def _load(self) -> None:
         """Load the blocks that stay, once."""
-        if self._resident and not self._raw:
-            self._raw = list(self._map(lambda loader: loader(), self._loaders))
+        if not self._raw:
+            loaded = self._map(lambda block: self._loaders[block](), self._stay)
+            self._raw = dict(zip(self._stay, loaded, strict=True))
 
     def _map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         # In the caller's context, where a block's own code may look for its client or worker.
@@ -116,14 +120,11 @@ class LocalExecutor:
         return self._pool.map(lambda call: call[0].run(function, call[1]), calls)
 
     def _raw_blocks(self, numbers: Sequence[int]) -> Iterable[RawBlock]:
-        if self._resident:
-            return [self._raw[number] for number in numbers]
-        return read_ahead([self._loaders[number] for number in numbers])
+        return read_ahead(self._raw.get(number, self._loaders[number]) for number in numbers)
 
     def _encoded_blocks(self, numbers: Sequence[int]) -> Iterable[EncodedBlock]:
-        if self._resident:
-            return [self._encoded[number] for number in numbers]
-        return encoded(self._raw_blocks(numbers), map(self._encoder.of_block, numbers))
+        blocks = read_ahead(self._encoded.get(number, self._loaders[number]) for number in numbers)
+        return encoded(blocks, map(self._encoder.of_block, numbers))
 
     def _evaluate(
         self, work: SentWork[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]

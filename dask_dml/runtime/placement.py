@@ -69,6 +69,39 @@ def place(
         placed[block] = worker
 
 
+def keepable(
+    block_nbytes: Sequence[float], placed: Mapping[int, str], room_bytes: Mapping[str, float]
+) -> set[int]:
+    """Choose blocks that stay with their workers where not all can.
+
+    Parameters
+    ----------
+    block_nbytes : sequence of float
+        Bytes of each block.
+    placed : mapping of int to str
+        Worker of each block.
+    room_bytes : mapping of str to float
+        What the blocks of a worker may take of its memory; nothing where it is missing.
+
+    Returns
+    -------
+    set of int
+        As many as there is room for, spread evenly over the blocks of each worker: while one of
+        them is in use, another one can be read.
+    """
+    chosen = set()
+    for worker, room in room_bytes.items():
+        own = sorted(block for block, at in placed.items() if at == worker)
+        share = min(room / max(sum(block_nbytes[block] for block in own), 1.0), 1.0)
+        passed = kept = 0.0
+        for block in own:
+            passed += block_nbytes[block]
+            if kept + block_nbytes[block] <= share * passed:
+                kept += block_nbytes[block]
+                chosen.add(block)
+    return chosen
+
+
 def _fill(
     block_nbytes: Sequence[float],
     capacity: Mapping[str, float],

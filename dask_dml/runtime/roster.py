@@ -85,9 +85,12 @@ class Roster:
         self.threads = {worker: n for worker, n in now.items() if worker in usable}
         return misfits
 
-    def memory_limits(self) -> list[int]:
+    def memory_limits(self) -> dict[str, int]:
         """Memory limit of each worker in bytes, 0 for none."""
-        return [int(worker["memory_limit"] or 0) for worker in self._identities().values()]
+        return {
+            address: int(worker["memory_limit"] or 0)
+            for address, worker in self._identities().items()
+        }
 
     def _identities(self) -> dict[str, dict[str, Any]]:
         # Not `client.scheduler_info`: the client refreshes that by itself too, without the workers,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
@@ -27,6 +28,9 @@ from dask_dml.objective.summation import Node
 from dask_dml.objective.survey import BlockEncoder, HeldOut
 from dask_dml.runtime.core import Stopwatch
 
+# Blocks that are read ahead of the one in use.
+READ_AHEAD = 2
+
 
 class EncodedBlock(NamedTuple):
     """One block of rows as the loss sees it."""
@@ -46,6 +50,7 @@ class Contribution(Protocol):
 
 
 C = TypeVar("C", bound=Contribution)
+T = TypeVar("T", bound=tuple[Any, ...])
 B = TypeVar("B", RawBlock, EncodedBlock)
 F = TypeVar("F", bound=FoldWiseSums)
 C_co = TypeVar("C_co", bound=Contribution, covariant=True)
@@ -207,24 +212,38 @@ def run_shard(
     return result
 
 
-def read_ahead(loaders: Sequence[BlockLoader]) -> Iterator[RawBlock]:
-    """Load blocks one after the other, the next one while the last is in use.
+def read_ahead(blocks: Iterable[T | BlockLoader]) -> Iterator[T | RawBlock]:
+    """Give blocks one after the other, those that are to be loaded while earlier ones are in use.
 
-    At most two blocks are held at a time.
+    At most three of them are held at a time: the one in use, and two that are read ahead. So a
+    store that takes long to answer has two requests, and decoding has two cores if there are any.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="dml-read-ahead") as reader:
-        pending = None
-        for loader in loaders:
-            # In the context of this task, in which a block's own code may ask for its worker.
-            following = reader.submit(copy_context().run, loader)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="dml-read-ahead") as readers:
+        coming: deque[T | Future[RawBlock]] = deque()
+        for block in blocks:
+            if not isinstance(block, tuple):
+                # In the context of this task, in which a block's own code may ask for its worker.
+                coming.append(readers.submit(copy_context().run, block))
+            else:
+                coming.append(block)
+            if len(coming) > READ_AHEAD:
+                yield _come(coming.popleft())
+        while coming:
+            yield _come(coming.popleft())
 
 
-def encoded(blocks: Iterable[RawBlock], encoders: Iterable[BlockEncoder]) -> Iterator[EncodedBlock]:
-    """Encode raw blocks as they come, each by its own encoder."""
+def _come(block: T | Future[RawBlock]) -> T | RawBlock:
+    return block.result() if isinstance(block, Future) else block
+
+
+def encoded_block(block: RawBlock, encoder: BlockEncoder) -> EncodedBlock:
+    """Encode one block."""
+    return EncodedBlock(block.X, *encoder.encode(block.y, block.sample_weight))
+
+
+def encoded(
+    blocks: Iterable[EncodedBlock | RawBlock], encoders: Iterable[BlockEncoder]
+) -> Iterator[EncodedBlock]:
+    """Encode blocks that are not yet, as they come, each by its own encoder."""
     for block, encoder in zip(blocks, encoders, strict=True):
-        yield EncodedBlock(block.X, *encoder.encode(block.y, block.sample_weight))
+        yield block if isinstance(block, EncodedBlock) else encoded_block(block, encoder)

@@ -39,8 +39,9 @@ def test_the_same_bits_as_from_memory(client, problem, local, same_bits, tmp_pat
     same_bits(model, expected)
 
 
-@pytest.mark.usefixtures("streamed")
-def test_every_pass_reads_every_block_once(client, problem):
+@pytest.fixture
+def reads(client):
+    """Makes rows that say when a block is read, and counts how often each was."""
     queue = Queue(f"reads-{uuid.uuid4()}", client)
     name = queue.name
 
@@ -48,15 +49,60 @@ def test_every_pass_reads_every_block_once(client, problem):
         Queue(name).put(block_info[0]["chunk-location"][0])
         return block
 
-    X = problem.lazy(problem.X).map_blocks(noted, dtype=float, meta=np.empty((0, 0)))
-    fitted = Ridge().fit(X, problem.lazy(problem.number))
-    reads = Counter(queue.get(batch=True))
-    assert dict(reads) == dict.fromkeys(range(8), int(fitted.n_passes_))
+    class Reads:
+        def of(self, X):
+            return X.map_blocks(noted, dtype=float, meta=np.empty((0, 0)))
+
+        def counts(self):
+            return Counter(queue.get(batch=True))
+
+    yield Reads()
     queue.close()
 
 
 @pytest.mark.usefixtures("streamed")
-def test_at_most_two_blocks_are_held_at_a_time(client, problem):
+def test_every_pass_reads_every_block_once(client, problem, reads):
+    fitted = Ridge().fit(reads.of(problem.lazy(problem.X)), problem.lazy(problem.number))
+    assert reads.counts() == dict.fromkeys(range(8), int(fitted.n_passes_))
+
+
+@pytest.fixture
+def half_stays(client, problem, monkeypatch):
+    """Workers on which there is room for two of their four blocks."""
+    source = dask_source(problem.lazy(problem.X), problem.lazy(problem.number), None, None)
+    monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", 0.0)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    room = dict.fromkeys(workers, 2.5 * max(source.block_nbytes))
+    monkeypatch.setattr(ClusterExecutor, "_room_bytes", lambda self: room)
+
+
+@pytest.mark.usefixtures("half_stays", "small_blocks")
+def test_blocks_that_fit_are_read_once_and_the_bits_are_the_same(
+    client, problem, local, same_bits, reads
+):
+    X, y = reads.of(problem.lazy(problem.X)), problem.lazy(problem.two)
+    fitted = LogisticRegression(solver="lbfgs").fit(X, y)
+    times = Counter(reads.counts().values())
+    assert times == {1: 4, int(fitted.n_passes_): 4}
+    same_bits(fitted, LogisticRegression(solver="lbfgs", runtime=local).fit(problem.X, problem.two))
+
+
+@pytest.mark.usefixtures("half_stays")
+def test_what_a_suspect_keeps_is_read_by_others(client, problem):
+    source = dask_source(problem.lazy(problem.X), problem.lazy(problem.two), None, None)
+    executor = ClusterExecutor(client, source)
+    blocks, placed = executor._blocks, executor.placement
+    suspect, other = client.scheduler_info(n_workers=-1)["workers"]
+    its = [block for block, worker in placed.items() if worker == suspect]
+    assert blocks.kept_by(its, [suspect]) == suspect
+    assert blocks.kept_by(its, [other]) == ""
+    assert len(blocks.remake(its, other, [suspect])) == 2
+    assert blocks.kept_by(its, [suspect]) == ""
+    executor.close()
+
+
+@pytest.mark.usefixtures("streamed")
+def test_at_most_three_blocks_are_held_at_a_time(client, problem):
     """Each block says when it is made and when it is let go."""
     queue = Queue(f"alive-{uuid.uuid4()}", client)
     name = queue.name
@@ -81,8 +127,8 @@ def test_at_most_two_blocks_are_held_at_a_time(client, problem):
         alive[pid] += change
         most[pid] = max(most[pid], alive[pid])
     assert len(most) == 2
-    # Two, and one more between a reader's letting go and its next block.
-    assert max(most.values()) <= 3
+    # The one in use and two read ahead, and one more between a reader's letting go and its next.
+    assert max(most.values()) <= 4
     queue.close()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,7 +69,9 @@ def same_bits(a, b):
     return x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
-@pytest.mark.parametrize("memory_bytes", [None, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize(
+    "memory_bytes", [None, 0, 4 * P * N], ids=["resident", "streamed", "half of each"]
+)
 @pytest.mark.parametrize("n_threads", [1, 2, 16])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_threads_and_memory_do_not_show_in_the_bits(n_threads, memory_bytes, sparse):
@@ -123,6 +126,20 @@ def test_resident_blocks_are_loaded_once_and_streamed_ones_each_pass():
             executor.evaluate(REQUEST)
         executor.close()
         assert sorted(counting.loads) == sorted(list(range(len(CHUNKS))) * times)
+
+
+def test_of_blocks_that_do_not_fit_those_that_do_are_loaded_once():
+    counting = Counting(source())
+    executor = LocalExecutor(counting, 2, int(8 * P * N * 0.6))
+    executor.survey(TargetKind.CLASSES)
+    executor.encode(ENCODER)
+    for _ in range(3):
+        executor.evaluate(REQUEST)
+    executor.close()
+    times = Counter(counting.loads)
+    assert set(times.values()) == {1, 4}
+    kept = sum(CHUNKS[block] for block, n in times.items() if n == 1)
+    assert 0.4 * N < kept <= 0.6 * N
 
 
 def test_blocks_that_just_fit_are_kept():

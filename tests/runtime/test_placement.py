@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_dml.runtime.placement import TOLERANCE, place, shards
+from dask_dml.runtime.placement import TOLERANCE, keepable, place, shards
 
 
 def busy(placed, nbytes, capacity):
@@ -116,3 +116,25 @@ def test_shards_of_equal_blocks_are_equal():
     placed = dict.fromkeys(range(8), "a")
     cut = shards(placed, [1.0] * 8, {"a": 4})
     assert cut == [("a", (0, 1)), ("a", (2, 3)), ("a", (4, 5)), ("a", (6, 7))]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 100), st.sampled_from("abc")), max_size=40),
+    st.dictionaries(st.sampled_from("abc"), st.floats(0.0, 3000.0)),
+)
+def test_what_stays_has_room_with_its_worker(blocks, room):
+    nbytes, placed = [n for n, _ in blocks], dict(enumerate(at for _, at in blocks))
+    kept = keepable(nbytes, placed, room)
+    for worker in "abc":
+        own = [block for block, at in placed.items() if at == worker]
+        of_kept = [nbytes[block] for block in own if block in kept]
+        assert sum(of_kept) <= room.get(worker, 0.0) + 1e-9
+        if sum(nbytes[block] for block in own) <= room.get(worker, 0.0):
+            assert len(of_kept) == len(own)
+
+
+def test_what_stays_is_spread_over_the_blocks_of_a_worker():
+    placed = dict.fromkeys(range(10), "a")
+    assert keepable([10.0] * 10, placed, {"a": 50.0}) == {1, 3, 5, 7, 9}
+    assert keepable([10.0] * 10, placed, {"a": 9.0}) == set()
+    assert keepable([10.0] * 10, placed, {"b": 90.0}) == set()
