@@ -116,8 +116,8 @@ def test_a_fit_goes_on_after_any_round_with_the_same_bits(name, tmp_path):
         interrupt(model, number, X, target, WEIGHT)
         resumed = clone(model).fit(X, target, WEIGHT)
         assert_same_fit(resumed, expected)
-        # One more survey, and one more evaluation to see that it is the same data; unless the survey
-        # is all that was evaluated.
+        # One more survey, and one more evaluation to see that it is the same data; but where the
+        # survey is all that was evaluated.
         last = expected.history_["what"].iloc[number]
         assert resumed.n_passes_ == expected.n_passes_ + (1 if "from the survey" in last else 2)
         (event,) = resumed.faults_.to_dict("records")
