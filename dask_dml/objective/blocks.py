@@ -30,6 +30,9 @@ _SCRATCH_BYTES = 2 * 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
 _SAMPLE_SEED = 20151
+# Neighbouring rows that are drawn together for a Gram matrix, and how many such bundles at least.
+_ROWS_A_BUNDLE = 32
+_LEAST_BUNDLES = 100
 # Least chance of a row to be drawn for a Gram matrix, in units of the share of rows that are.
 _LEAST_CHANCE = 0.5
 
@@ -149,7 +152,8 @@ def block_statistics(
         # Arrays from the wire need not be aligned, and then a dot product has other bits.
         weight = np.require(weight, np.float64, ["C", "A"])
     if request.share < 1.0:
-        return _sampled_statistics(request, X, target, weight)
+        drawn = drawn_rows(X.shape[0], request.share)
+        return _sampled_statistics(replace(request, share=1.0), X, target, weight, drawn)
     if request.order == 2 and request.columns is not None:
         first = block_statistics(replace(request, order=1), X, target, weight)
         some = request.of_columns(request.columns)
@@ -172,8 +176,9 @@ def block_statistics(
         compiled = functools.partial(_compiled_statistics, loss)
     if request.order == 2 and request.gram_share < 1.0:
         sums = compiled(replace(request, order=1), X, target, weight)
-        some = replace(request, share=request.gram_share, gram_share=1.0)
-        return replace(sums, gram=_sampled_statistics(some, X, target, weight).gram)
+        drawn = drawn_bundles(X.shape[0], request.gram_share)
+        some = replace(request, gram_share=1.0)
+        return replace(sums, gram=_sampled_statistics(some, X, target, weight, drawn).gram)
     return compiled(request, X, target, weight)
 
 
@@ -191,15 +196,17 @@ def _compiled_statistics(
 
 
 def _sampled_statistics(
-    request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+    drawn: NDArray[np.intp],
 ) -> Statistics:
-    """Sums over a sample of the rows, times what it stands for."""
+    """Sums over rows that were drawn, times what they stand for."""
     n_rows = X.shape[0]
-    drawn = drawn_rows(n_rows, request.share)
-    whole = replace(request, share=1.0)
-    sums = block_statistics(
-        whole, X[drawn], target[drawn], None if weight is None else weight[drawn]
-    )
+    # Taking whole rows of an array is faster than indexing it.
+    rows = np.take(X, drawn, axis=0) if isinstance(X, np.ndarray) else X[drawn]
+    sums = block_statistics(request, rows, target[drawn], None if weight is None else weight[drawn])
     factor = n_rows / max(len(drawn), 1)
     gram = None if sums.gram is None else factor * sums.gram
     return Statistics(n_rows, factor * sums.loss, factor * sums.gradient, gram)
@@ -237,6 +244,26 @@ def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
     edges = np.arange(n_drawn + 1) * n_rows // max(n_drawn, 1)
     within = np.random.default_rng(_SAMPLE_SEED).random(n_drawn)
     return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
+
+
+def drawn_bundles(n_rows: int, share: float) -> NDArray[np.intp]:
+    """A random sample of row numbers, of neighbouring ones, which are faster to come by.
+
+    Parameters
+    ----------
+    n_rows : int
+    share : float
+        In (0, 1].
+
+    Returns
+    -------
+    ndarray of int
+        The same ones each time; single rows where there would be few bundles.
+    """
+    if share * n_rows < _LEAST_BUNDLES * _ROWS_A_BUNDLE:
+        return drawn_rows(n_rows, share)
+    bundles = drawn_rows(n_rows // _ROWS_A_BUNDLE, share)
+    return np.ravel(bundles[:, None] * _ROWS_A_BUNDLE + np.arange(_ROWS_A_BUNDLE))
 
 
 def dense_pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:

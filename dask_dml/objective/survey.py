@@ -355,20 +355,21 @@ def _class_sums(
 def _counted(
     y: NDArray[np.generic], weight: Array | None
 ) -> tuple[NDArray[np.generic], Array, Array, NDArray[np.intp]]:
-    w = np.ones(len(y)) if weight is None else weight
     # Labels are nearly always the few that the first rows show: comparing is cheaper than sorting.
     candidates = np.unique(y[:1024])
     if len(candidates) <= _MAX_CANDIDATES:
         where = [y == label for label in candidates]
         rows = np.array([float(np.count_nonzero(hit)) for hit in where])
         if rows.sum() == len(y):
-            weights = np.array([float(w[hit].sum()) for hit in where])
+            weights = rows
+            if weight is not None:
+                weights = np.array([float(weight[hit].sum()) for hit in where])
             return candidates, rows, weights, np.array([hit.argmax() for hit in where], np.intp)
     classes, first, codes = np.unique(y, return_index=True, return_inverse=True)
     return (
         classes,
         np.bincount(codes, minlength=len(classes)).astype(np.float64),
-        np.bincount(codes, weights=w, minlength=len(classes)).astype(np.float64),
+        np.bincount(codes, weights=weight, minlength=len(classes)).astype(np.float64),
         first,
     )
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression as Reference
 
 from dask_dml.linear_model import LogisticRegression
 from dask_dml.objective import LogisticLoss, MultinomialLoss, Request, block_statistics
-from dask_dml.objective.blocks import certain_share, drawn_rows
+from dask_dml.objective.blocks import certain_share, drawn_bundles, drawn_rows
 from dask_dml.objective.losses import PoissonLoss
 from dask_dml.solvers import Goal, SubsampledNewton
 from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
@@ -30,6 +30,16 @@ def made(n, p, deviation=2.0, n_classes=2, seed=0):
 def test_a_draw_has_its_share_of_the_rows_each_once(n, share):
     rows = drawn_rows(n, share)
     assert len(rows) == np.ceil(share * n)
+    assert np.all(np.diff(rows) > 0)
+    assert rows[0] >= 0
+    assert rows[-1] < n
+
+
+@given(n=st.integers(1, 50_000), share=st.floats(1e-4, 1.0))
+def test_bundles_too_have_their_share_of_the_rows_each_once(n, share):
+    rows = drawn_bundles(n, share)
+    assert len(rows) >= 0.99 * share * n
+    assert len(rows) <= share * n + 32
     assert np.all(np.diff(rows) > 0)
     assert rows[0] >= 0
     assert rows[-1] < n
