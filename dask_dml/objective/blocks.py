@@ -2,8 +2,8 @@
 
 The rows of a block are copied, a sub-block at a time, into a float64 scratch that stays in cache,
 centred and with a column of ones for the intercept. So the sums are the same bits whatever the
-block's alignment, memory order, strides, byte order or sparsity, and float32 data is summed in
-float64. Sums, never means: blocks add up.
+block's alignment, memory order, strides or byte order, and float32 data is summed in float64. Sums,
+never means: blocks add up. Sparse blocks have sums of their own, see `implicit`.
 """
 
 from __future__ import annotations
@@ -162,10 +162,8 @@ def block_statistics(
         chosen = _chosen_columns(X, request.columns)
         return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
     compiled: Callable[..., Statistics]
-    if scipy.sparse.issparse(X):
-        from dask_dml.objective.sparse import sparse_statistics
-
-        compiled = sparse_statistics
+    if not isinstance(X, np.ndarray):
+        compiled = _sparse_statistics
     else:
         from dask_dml.objective import kernels
 
@@ -182,8 +180,21 @@ def block_statistics(
     return compiled(request, X, target, weight)
 
 
+def _sparse_statistics(
+    request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+) -> Statistics:
+    from dask_dml.objective.implicit import implicit_statistics
+    from dask_dml.objective.sparse import CsrRows, canonical
+
+    return implicit_statistics(request, CsrRows(canonical(X)), target, weight)
+
+
 def _compiled_statistics(
-    loss: Any, request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+    loss: Any,
+    request: Request,
+    X: Any,
+    target: NDArray[np.generic],
+    weight: Array | None,
 ) -> Statistics:
     from dask_dml.objective import kernels
 
@@ -266,23 +277,24 @@ def drawn_bundles(n_rows: int, share: float) -> NDArray[np.intp]:
     return np.ravel(bundles[:, None] * _ROWS_A_BUNDLE + np.arange(_ROWS_A_BUNDLE))
 
 
-def dense_pieces(X: BlockMatrix, multiple: int) -> Iterator[tuple[int, NDArray[np.generic]]]:
+def dense_pieces(
+    X: NDArray[np.generic], multiple: int
+) -> Iterator[tuple[int, NDArray[np.generic]]]:
     """The rows in C order, as float32 or float64, and where they start: whole where they are so."""
     n_rows, n_columns = X.shape
-    if isinstance(X, np.ndarray) and X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:
+    if X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:
         yield 0, X
         return
     dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize == 4 else np.float64
     rows = -(-_SCRATCH_BYTES // (8 * max(n_columns, 1)) // multiple) * multiple
     rows = max(rows, multiple)
-    dense = _dense_rows(X)
     for start in range(0, n_rows, rows):
-        yield start, np.ascontiguousarray(dense(start, min(start + rows, n_rows)), dtype=dtype)
+        yield start, np.ascontiguousarray(X[start : start + rows], dtype=dtype)
 
 
 def reference_statistics(
     request: Request,
-    X: BlockMatrix,
+    X: NDArray[np.generic],
     target: NDArray[np.generic],
     weight: Array | None,
 ) -> Statistics:
@@ -420,7 +432,6 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
     n_rows, n_columns = X.shape
     rows = scratch_rows(n_terms)
     scratch = np.empty((min(rows, n_rows), n_terms))
-    dense = _dense_rows(X)
     shift = None
     if center is not None and np.any(center):
         # Rows are short: the subtraction is several times faster on bundles of them.
@@ -428,7 +439,8 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
     for start in range(0, n_rows, rows):
         stop = min(start + rows, n_rows)
         design = scratch[: stop - start]
-        design[:, :n_columns] = dense(start, stop)
+        values = X[start:stop]
+        design[:, :n_columns] = values.toarray() if scipy.sparse.issparse(values) else values
         design[:, n_columns:] = 1.0
         if shift is not None:
             whole = len(design) - len(design) % _BUNDLE
@@ -438,10 +450,33 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
         yield design
 
 
-def _dense_rows(X: BlockMatrix) -> Callable[[int, int], NDArray[np.generic]]:
+def score_blocks(X: BlockMatrix, theta: Array, center: Array) -> Iterator[tuple[int, Array]]:
+    """Scores of sub-blocks of rows by several models.
+
+    Parameters
+    ----------
+    X : ndarray or CSR matrix of shape (n, p)
+    theta : ndarray of shape (M, q)
+        Coefficients, and the intercept last when there is one, for centred columns.
+    center : ndarray of shape (p,)
+
+    Yields
+    ------
+    start : int
+        The first row of the sub-block.
+    scores : ndarray of shape (m, M)
+        The same memory each time, perhaps.
+    """
     if scipy.sparse.issparse(X):
-        return lambda start, stop: X[start:stop].toarray()
-    return lambda start, stop: X[start:stop]
+        from dask_dml.objective.implicit import implicit_scores
+        from dask_dml.objective.sparse import CsrRows, canonical
+
+        yield from implicit_scores(CsrRows(canonical(X)), theta, center)
+        return
+    models, start = np.ascontiguousarray(theta.T), 0
+    for design in design_blocks(X, len(models), center):
+        yield start, design @ models
+        start += len(design)
 
 
 class BlasLibrary(Protocol):

@@ -11,7 +11,12 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_dml.objective.blocks import BlockMatrix, design_blocks, single_threaded_blas
+from dask_dml.objective.blocks import (
+    BlockMatrix,
+    design_blocks,
+    score_blocks,
+    single_threaded_blas,
+)
 from dask_dml.objective.folds import fold_rows
 from dask_dml.objective.losses import Array, LogisticLoss, LossTerms, MultinomialLoss
 from dask_dml.objective.survey import HeldOut
@@ -214,15 +219,13 @@ class HeldOutRequest:
         values = np.zeros((n_folds, n_models, self.metric.n_sums))
         with single_threaded_blas():
             for k, rows in fold_rows(held_out.fold):
-                models = np.ascontiguousarray(self.theta[k].reshape(-1, n_terms).T)
+                models = self.theta[k].reshape(-1, n_terms)
                 y = target[rows]
                 w = np.ones(len(y)) if held_out.weight is None else held_out.weight[rows]
-                start = 0
-                for design in design_blocks(X[rows], n_terms, self.center):
-                    part = slice(start, start + len(design))
-                    scores = (design @ models).reshape(len(design), n_models, n_outputs)
+                for start, flat in score_blocks(X[rows], models, self.center):
+                    part = slice(start, start + len(flat))
+                    scores = flat.reshape(len(flat), n_models, n_outputs)
                     values[k] += self.metric.sums(scores, y[part], w[part])
-                    start = part.stop
         return HeldOutSums(values)
 
 

@@ -279,13 +279,14 @@ def _sparse_moments(
     X: BlockMatrix, weight: Array | None, block: int
 ) -> tuple[Array, Array, Array, Array]:
     from dask_dml.objective import sparse
+    from dask_dml.objective.implicit import column_moments
 
     if fault := sparse.fault_of(X):
         raise DataError(
             f"X of block {block} is not a valid CSR matrix: it has {fault}. Build it anew, for "
             "example from its COO triplets"
         )
-    return sparse.column_moments(X, weight)
+    return column_moments(sparse.CsrRows(sparse.canonical(X)), weight)
 
 
 def _dense_moments(

@@ -131,7 +131,7 @@ def test_rows_are_not_cut(rows, layout):
     store = MemoryStore()
     with pytest.raises(IncompatibleError, match=f"X is sparse, and layout='{layout}' cuts rows"):
         write_dataset(store, *rows, layout)
-    with pytest.raises(IncompatibleError, match="use layout='hybrid'|keeps rows whole"):
+    with pytest.raises(IncompatibleError, match="keeps rows whole"):
         write_dataset(store, *rows, chunks=(20, 3))
     with pytest.raises(StoreFormatError, match="there is nothing"):
         open_dataset(store)
@@ -176,7 +176,7 @@ def test_a_store_whose_parts_disagree_does_not_open(tmp_path, rows):
     manifest = dict(group.attrs["dask_dml"])
     manifest["features"] = {"values": manifest["features"]["values"][:-1]}
     group.attrs["dask_dml"] = manifest
-    with pytest.raises(StoreFormatError, match="damaged|disagree"):
+    with pytest.raises(StoreFormatError, match="is damaged"):
         open_dataset(tmp_path / "d.zarr")
 
 

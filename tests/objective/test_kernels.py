@@ -197,6 +197,7 @@ def test_blocks_are_read_to_their_end_and_no_further():
 _PLAYED = """
 import hashlib, json, sys
 import numpy as np
+import scipy.sparse
 from dask_dml.objective import *
 
 state = np.arange(60_000, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1000003)
@@ -212,6 +213,13 @@ for p, loss in [*((20, loss) for loss in losses), (250, MultinomialLoss(3))]:
     sums = block_statistics(Request(loss, theta, np.zeros(p), 2), rows, y, None)
     whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()
     found[f"{p} {loss}"] = hashlib.sha256(whole).hexdigest()
+sparse = scipy.sparse.csr_array(np.where(X > 0.3, X, 0).reshape(-1, 20))
+for loss in (LogisticLoss(), MultinomialLoss(3)):
+    theta = np.linspace(-3.0, 3.0, loss.n_outputs * 21).reshape(loss.n_outputs, 21)
+    y = np.arange(sparse.shape[0]) * 7 % max(loss.n_outputs, 2)
+    sums = block_statistics(Request(loss, theta, np.full(20, 0.1), 2), sparse, y, None)
+    whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()
+    found[f"sparse {loss}"] = hashlib.sha256(whole).hexdigest()
 sys.stdout.write(json.dumps(found))
 """
 

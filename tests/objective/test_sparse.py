@@ -21,7 +21,9 @@ from dask_dml.objective import (
     survey_block,
 )
 from dask_dml.objective.blocks import reference_statistics
-from dask_dml.objective.sparse import subblock_rows
+from dask_dml.objective.held_out import Accuracy, HeldOutRequest
+from dask_dml.objective.implicit import subblock_rows
+from dask_dml.objective.survey import HeldOut
 
 LOSSES = [LogisticLoss(), SquaredLoss(), PoissonLoss(), MultinomialLoss(3), SquaredHingeLoss(3)]
 
@@ -138,6 +140,19 @@ def test_the_bits_do_not_depend_on_how_a_block_lies_in_memory(form, dtype):
     assert bits(other) == bits(plain)
     for name in ("data", "indices") if changed.format == "csr" else ("data",):
         np.testing.assert_array_equal(getattr(changed, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)], ids=repr)
+def test_rows_held_out_are_scored_as_dense_ones(loss, monkeypatch):
+    X, y, weight = made(700, 12)
+    dense, target = X.toarray(), target_of(loss, y)
+    theta = 0.3 * np.random.default_rng(0).normal(size=(2, 4, loss.n_outputs, 13))
+    asked = HeldOutRequest(Accuracy(), theta, np.full(12, 0.3))
+    held_out = HeldOut(np.arange(700) % 2, weight)
+    expected = asked.of_block(dense, target, None, held_out)
+    monkeypatch.setattr(scipy.sparse.csr_array, "toarray", None)
+    found = asked.of_block(X, target, None, held_out)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-12)
 
 
 def test_zeros_that_are_stored_add_nothing():

@@ -12,10 +12,10 @@ own file changes: whoever changes `lanes` has to clear the folders ``__pycache__
 """
 
 from dask_dml.objective.kernels.columns import ColumnSums
-from dask_dml.objective.kernels.losses import compiled_loss
+from dask_dml.objective.kernels.losses import compiled_loss, row_terms
 from dask_dml.objective.kernels.sums import Sums
 
-__all__ = ["GRAM_TERMS", "ColumnSums", "Sums", "compiled_loss"]
+__all__ = ["GRAM_TERMS", "ColumnSums", "Sums", "compiled_loss", "row_terms"]
 
 # Terms up to which the Gram matrix is summed here; BLAS is faster beyond.
 GRAM_TERMS = 257

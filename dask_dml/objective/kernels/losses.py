@@ -17,13 +17,15 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
+from numpy.typing import NDArray
 
-from dask_dml.objective.kernels.compiling import callback
+from dask_dml.objective.kernels.compiling import callback, compiled
 from dask_dml.objective.losses import (
     Array,
     GammaLoss,
     LogisticLoss,
     Loss,
+    LossTerms,
     MultinomialLoss,
     PoissonLoss,
     SquaredEpsilonInsensitiveLoss,
@@ -87,6 +89,46 @@ def compiled_loss(loss: Loss) -> CompiledLoss | None:
 @functools.cache
 def _compiled(kind: type) -> Any:
     return callback(_COMPILED[kind][0], SIGNATURE)
+
+
+def row_terms(loss: Loss) -> Callable[[Array, NDArray[np.generic], int], LossTerms]:
+    """What evaluates a loss at scores (n, K), as `Loss.evaluate`: compiled, where it is."""
+    known = compiled_loss(loss)
+    return loss.evaluate if known is None else functools.partial(_evaluate_rows, known)
+
+
+def _evaluate_rows(
+    loss: CompiledLoss, scores: Array, target: NDArray[np.generic], order: int
+) -> LossTerms:
+    n_rows, n_outputs = scores.shape
+    losses = np.empty(n_rows)
+    residuals, curvatures = np.empty((n_outputs, n_rows)), np.empty((n_outputs, n_rows))
+    by_output = np.ascontiguousarray(scores.T)
+    values = np.require(target, np.float64, ["C"])
+    _caller()(loss.evaluate, by_output, values, loss.parameters, losses, residuals, curvatures)
+    if order == 1:
+        return LossTerms(losses, residuals.T, None, None)
+    return LossTerms(losses, residuals.T, curvatures.T, curvatures.T if loss.is_coupled else None)
+
+
+@functools.cache
+def _caller() -> Callable[..., None]:
+    caller: Callable[..., None] = compiled(
+        _call, types.void(types.FunctionType(SIGNATURE), *SIGNATURE.args)
+    )
+    return caller
+
+
+def _call(
+    evaluate: Any,
+    scores: Array,
+    target: Array,
+    parameters: Array,
+    losses: Array,
+    residuals: Array,
+    curvatures: Array,
+) -> None:
+    evaluate(scores, target, parameters, losses, residuals, curvatures)
 
 
 @_intrinsic
