@@ -30,6 +30,7 @@ from dask_dml.data.source import ArraySource, Source, dask_source
 from dask_dml.errors import DataError, IncompatibleError
 from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
 from dask_dml.faults.identity import identity
+from dask_dml.inference import Summary, summary_of
 from dask_dml.objective import Problem, Survey, TargetKind
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
@@ -37,6 +38,7 @@ from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
 from dask_dml.runtime.existence import judged
+from dask_dml.runtime.inference import with_likelihood
 from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
 from dask_dml.solvers import Solver
@@ -143,6 +145,7 @@ class LinearEstimator(BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         self._take(setting, state.point)
+        self._likelihood = outcome.likelihood
         self.gap_ = float(state.gap)
         self.n_iter_ = max(int(state.n_iter), 1)
         self.n_passes_ = float(outcome.passes)
@@ -218,7 +221,8 @@ class LinearEstimator(BaseEstimator):
         outcome = minimise(
             problem, solver, start, executor, run, survey, listeners, passes, keeper, known
         )
-        return setting, judged(problem, executor, outcome, self.tol)
+        outcome = judged(problem, executor, outcome, self.tol)
+        return setting, with_likelihood(problem, executor, outcome)
 
     def _keeper(self, source: Source, run_id: str, history: History) -> CheckpointKeeper | None:
         if self.checkpoint is None:
@@ -238,6 +242,48 @@ class LinearEstimator(BaseEstimator):
             for name, value in self.get_params(deep=False).items()
             if name not in ("runtime", "checkpoint", "callbacks")
         }
+
+    def summary(self, level: float = 0.95) -> Summary:
+        """Standard errors, tests and intervals of the coefficients, as R's `summary`.
+
+        Parameters
+        ----------
+        level : float
+            Of the confidence intervals, between 0 and 1.
+
+        Returns
+        -------
+        Summary
+            Prints as a table, and has its numbers as DataFrames.
+
+        Raises
+        ------
+        IncompatibleError
+            If there are no standard errors: the model is penalised or of another kind than
+            generalised linear models, has not converged, has more than 2,000 coefficients, or was
+            loaded.
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+
+        Notes
+        -----
+        From the expected information at the optimum. Weights are frequencies: a row of weight 2
+        counts as two. For log losses the sums have cost `fit` a pass over the data, for deviances
+        two, and for least squares none.
+        """
+        check_is_fitted(self)
+        name = type(self).__name__
+        likelihood = getattr(self, "_likelihood", None)
+        if likelihood is None:
+            raise IncompatibleError(
+                f"{name}.summary() and these arguments of the fit do not go together: standard "
+                "errors are of models without a penalty (LinearRegression, "
+                "LogisticRegression(C=inf), PoissonRegressor(alpha=0) and others with a deviance), "
+                "since a penalty biases coefficients; of fits that have converged; and of this "
+                "process, not of models that were loaded. Fit such a model again"
+            )
+        columns = getattr(self, "feature_names_in_", made_up_names(self.n_features_in_))
+        return summary_of(name, likelihood, columns, getattr(self, "classes_", None), level)
 
     def save(self, store: Any, overwrite: bool = False) -> None:
         """Write the fitted model to a Zarr store, without pickle.

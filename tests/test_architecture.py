@@ -40,7 +40,7 @@ BASE = "errors version"
 DATA = f"{BASE} data.layout data.csr data.inputs data.store data"
 FAULTS = "faults faults.checkpoint exchange faults.simulation"
 ENGINE = f"{DATA} objective solvers {FAULTS} runtime report"
-MODELS = f"{ENGINE} estimator linear_model top"
+MODELS = f"{ENGINE} inference estimator linear_model top"
 ROOMS = {
     "errors": room("", set()),
     "version": room("", set()),
@@ -60,9 +60,10 @@ ROOMS = {
         FRAMES | {"distributed", "psutil", "threadpoolctl"},
     ),
     "report": room(f"{DATA} objective solvers faults runtime", SCREEN),
-    "estimator": room(ENGINE, FRAMES),
-    "linear_model": room(f"{ENGINE} estimator", FRAMES),
-    "top": room(f"{ENGINE} estimator linear_model", set()),
+    "inference": room("errors objective", NUMERIC | {"pandas"}),
+    "estimator": room(f"{ENGINE} inference", FRAMES),
+    "linear_model": room(f"{ENGINE} inference estimator", FRAMES),
+    "top": room(f"{ENGINE} inference estimator linear_model", set()),
     "faults.training": room(MODELS, FRAMES),
     "faults.chaos": room(
         f"{MODELS} faults.training", FRAMES | {"distributed", "psutil", "threadpoolctl"}

@@ -19,6 +19,9 @@ from dask_dml.faults.checkpoint import CheckpointKeeper, Progress
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
 from dask_dml.objective.blocks import single_threaded_blas
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
+from dask_dml.objective.likelihood import Likelihood
+from dask_dml.objective.losses import Array
+from dask_dml.objective.problem import Evaluation
 from dask_dml.objective.survey import Encoder
 from dask_dml.solvers import Solver, SolverState
 
@@ -182,10 +185,27 @@ Listener = Callable[[Event], object]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a fit ended: the solver's last state, and the passes over the data that it took."""
+    """How a fit ended.
+
+    Attributes
+    ----------
+    state : SolverState
+        The solver's last.
+    passes : float
+        Passes over the full data that it took.
+    evaluated : ndarray of shape (d,) or None
+        The last point that was evaluated on all rows, with a Hessian of all of them.
+    evaluation : Evaluation or None
+        The objective there.
+    likelihood : Likelihood or None
+        Sums at the result, where inference can be made of it.
+    """
 
     state: SolverState
     passes: float
+    evaluated: Array | None = None
+    evaluation: Evaluation | None = None
+    likelihood: Likelihood | None = None
 
 
 def minimise(
@@ -253,6 +273,7 @@ def minimise(
         passes += progress.passes + spent
         survey = _verified(problem, executor, survey, result, keeper, progress)
     emit(FitStarted(run, survey, n_rounds))
+    last: tuple[Array, Evaluation] | tuple[()] = ()
     while not state.reason:
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
@@ -269,6 +290,8 @@ def minimise(
                     n_rounds,
                 )
             state = solver.tell(state, evaluation)
+        if ask.order == 2 and ask.share * ask.gram_share == 1.0 and ask.terms is None:
+            last = (ask.point, evaluation)
         n_rounds += 1
         passes += spent
         if keeper is not None:
@@ -299,7 +322,7 @@ def minimise(
         if keeper is not None:
             keeper.write_if_due()
     emit(FitEnded(run, state.reason, state.gap))
-    return Outcome(state, passes)
+    return Outcome(state, passes, *last)
 
 
 def _verified(

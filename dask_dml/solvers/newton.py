@@ -98,7 +98,7 @@ class Newton:
         refined = quadratic and not first and newton.decrement2 > -0.25 * state.slope
         if refined or is_negligible(evaluation.value, 0.5 * newton.decrement2):
             return replace(accepted, reason=CONVERGED)
-        if evaluation.value <= self.goal.vanishing:
+        if evaluation.value <= self.goal.vanishing and not np.isfinite(gap_here):
             return replace(accepted, reason=VANISHED)
         if n_iter >= self.goal.max_iter:
             return replace(accepted, reason=MAX_ITER)
