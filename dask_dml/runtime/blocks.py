@@ -99,6 +99,10 @@ class Blocks(Protocol):
         """The function of a round's task, and what it takes after the work."""
         ...
 
+    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
+        """Under which X and the encoded target of each block are on the cluster, if they stay."""
+        ...
+
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
         """Blocks to which these keys belong."""
         ...
@@ -216,6 +220,10 @@ class StreamedBlocks:
         """Read, encode and add up."""
         encoders = [self._encoder.of_block(block) for block in numbers]
         return _round_streamed, ([self._now(block) for block in numbers], encoders)
+
+    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
+        """None."""
+        return ()
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
         """Blocks to which these keys belong."""
@@ -524,6 +532,11 @@ class HeldBlocks:
         """Add up over what is held."""
         X = [self._held[block].X for block in numbers]
         return _round_held, (X, [self._targets[block] for block in numbers])
+
+    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
+        """Under which X and the encoded target of each block are on the cluster."""
+        pairs = zip(self._held, self._targets, strict=True)
+        return [(held.X.key, target.key) for held, target in pairs]
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
         """Blocks to which these keys belong."""

@@ -1,9 +1,10 @@
-"""The executor of a Dask cluster: one future a shard, blocks that stay where they are.
+"""The executor of a Dask cluster: blocks that stay where they are, rounds by call or by futures.
 
 Blocks that fit in the workers' memory are placed once and stay; a round sends the request to them
-and gets sums back. Where not all fit, some stay, and the others are read again every pass, each by
-the worker that needs it. A round's ledger says what is to be attempted once more; between rounds
-blocks are placed anew when workers have left, joined, fallen silent or become slow.
+and gets sums back, by one call where it is short, and by one future a shard otherwise. Where not
+all fit, some stay, and the others are read again every pass, each by the worker that needs it. A
+round's ledger says what is to be attempted once more; between rounds blocks are placed anew when
+workers have left, joined, fallen silent or become slow.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
@@ -31,21 +32,17 @@ from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.survey import Encoder
 from dask_dml.runtime.blocks import Blocks, HeldBlocks, Holders, StreamedBlocks
+from dask_dml.runtime.calls import Calls
 from dask_dml.runtime.core import RoundResult, Stopwatch
 from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldRequest, HeldWork, HolderClient
 from dask_dml.runtime.keys import new_run_id, run_key
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.placement import place, shards
+from dask_dml.runtime.relay import Answer
 from dask_dml.runtime.roster import Roster
-from dask_dml.runtime.rounds import Round, Run, Shard
-from dask_dml.runtime.shard import (
-    READ_AHEAD,
-    FoldWork,
-    RoundWork,
-    ShardResult,
-    SurveyWork,
-)
+from dask_dml.runtime.rounds import Gathered, Round, Run, Shard, Share
+from dask_dml.runtime.shard import READ_AHEAD, FoldWork, RoundWork, SurveyWork
 from dask_dml.runtime.speeds import Speeds
 from dask_dml.runtime.waiting import sending_promptly
 from dask_dml.version import __version__
@@ -62,10 +59,12 @@ _PROCESS_BYTES = 450_000_000
 HOLDER_BYTES = 4 * 1024 * 1024
 # How often the scheduler is asked for its workers while the monitor has nothing to tell.
 _LOOK_S = 0.5
+# How many rounds tell how long the next one of their kind is going to take.
+_RECENT = 3
 
 
 class ClusterExecutor:
-    """Evaluates blocks as futures on a Dask cluster.
+    """Evaluates blocks on a Dask cluster.
 
     Parameters
     ----------
@@ -138,6 +137,7 @@ class ClusterExecutor:
                 self._block_nbytes,
                 self._holder,
             )
+            self._calls = Calls(client, self._run_id, self._monitor, policy, n_blocks)
             self._blocks.place(self._placement, self._away)
             self._opened = opened.pop_all()
 
@@ -230,25 +230,24 @@ class ClusterExecutor:
         watch = Stopwatch()
         round_ = Round[Any](self._run, work, kind, self._n_rounds - 1)
         self._n_rounds += 1
-        results = round_.evaluate(self._cut())
+        cut = self._cut()
+        gathered = round_.evaluate(cut, self._call(work, kind, cut))
         if isinstance(work, HeldWork):
-            total = self._collected(work.request, round_, results)
+            total = self._collected(work.request, round_, gathered)
         else:
             added: TreeSum[Any] = TreeSum(len(self._block_nbytes))
-            for _, result in results:
-                added.update(result.nodes)
+            added.update(gathered.nodes)
             total = added.value
         busy_s: dict[str, float] = {}
         done: dict[str, float] = {}
-        for blocks, result in results:
-            worker = result.worker
-            busy_s[worker] = busy_s.get(worker, 0.0) + result.busy_s
-            nbytes = sum(self._block_nbytes[block] for block in blocks)
+        for share in gathered.shares:
+            worker = share.worker
+            busy_s[worker] = busy_s.get(worker, 0.0) + share.busy_s
+            nbytes = sum(self._block_nbytes[block] for block in share.blocks)
             done[worker] = done.get(worker, 0.0) + nbytes
         measured = {worker: done[worker] / max(busy_s[worker], 1e-9) for worker in done}
         self._speeds.learn(measured, round_.overtaken, self._roster.threads)
-        nbytes = work.nbytes * round_.n_submitted + sum(result.nbytes for _, result in results)
-        self._compare_blas(result for _, result in results)
+        self._compare_blas(gathered.shares)
         seconds = watch.seconds
         try:
             faults = self._adapt(seconds, kind, round_)
@@ -258,14 +257,24 @@ class ClusterExecutor:
             raise round_.explain(error) from error
         threads = self._roster.threads
         busy_s = {worker: busy / threads.get(worker, 1) for worker, busy in busy_s.items()}
-        return RoundResult(total, seconds, busy_s, nbytes, faults)
+        return RoundResult(total, seconds, busy_s, gathered.nbytes, faults)
 
-    def _compare_blas(self, results: Iterable[ShardResult[Any]]) -> None:
+    def _call(self, work: Any, kind: str, cut: Sequence[Shard]) -> Callable[[], Answer] | None:
+        """How to have a round done by call, if it suits; how long it takes is known from others."""
+        times_s = self._rounds_s.get(kind)
+        if not times_s or not self._blocks.is_resident or not isinstance(work, RoundWork):
+            return None
+        usual_s = statistics.median_low(times_s[-_RECENT:])
+        if not self._calls.suit(work.nbytes, _answer_nbytes(work.request), usual_s):
+            return None
+        return self._calls.prepared(work, usual_s, cut, self._blocks.keys())
+
+    def _compare_blas(self, shares: Iterable[Share]) -> None:
         """Tell, once, that sums which BLAS takes are not the same bits on all workers."""
         was_known = len(self._summed_by) > 1
-        for result in results:
-            if result.blas:
-                self._summed_by.setdefault(result.blas, result.worker)
+        for share in shares:
+            if share.blas:
+                self._summed_by.setdefault(share.blas, share.worker)
         if len(self._summed_by) > 1 and not was_known:
             found = "; ".join(f"{blas} on {at}" for blas, at in sorted(self._summed_by.items()))
             action = (
@@ -293,14 +302,13 @@ class ClusterExecutor:
         self,
         request: HeldRequest,
         round_: Round[Any],
-        results: list[tuple[tuple[int, ...], ShardResult[Any]]],
+        gathered: Gathered[Any],
     ) -> Statistics:
         """Fetch the total; blocks whose sums were lost with all hosts are done again first."""
         nbytes = _answer_nbytes(request)
         again = 0
         while True:
-            given_back = [node for _, result in results for node in result.nodes]
-            total, missing = self._holder.collect(request, nbytes, given_back)
+            total, missing = self._holder.collect(request, nbytes, gathered.nodes)
             for event in self._holder.take_events():
                 n_again = len(missing) if event["kind"] == "holder-lost" else 0
                 self._log.note(**event, recomputed_blocks=n_again)
@@ -313,7 +321,10 @@ class ClusterExecutor:
                 for worker, blocks in self._cut()
             ]
             retry = Round[Any](self._run, work, f"{round_.kind}-again{again}", round_.number)
-            results += retry.evaluate([shard for shard in cut if shard[1]])
+            more = retry.evaluate([shard for shard in cut if shard[1]])
+            gathered.nodes += more.nodes
+            gathered.shares += more.shares
+            gathered.nbytes += more.nbytes
 
     # -- workers ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 from distributed import Scheduler
 from distributed.protocol.pickle import dumps
 
+from dask_dml.runtime.relay import asked
 from dask_dml.runtime.worker_plugin import HeartbeatPlugin, NannyWatch
 
 logger = logging.getLogger(__name__)
@@ -87,21 +88,8 @@ class Crew:
             self.spawn(self._remove(server))
 
     async def ask(self, server: str, op: str, limit_s: float, /, **message: Any) -> Any:
-        """Ask a worker or nanny.
-
-        Returns
-        -------
-        object
-            Its answer; None where it does not know the question; the exception where it raised one
-            or did not answer in time.
-        """
-
-        async def asked() -> Any:
-            async with asyncio.timeout(limit_s):
-                return await getattr(self._scheduler.rpc(server), op)(**message)
-
-        # Whatever the other side raises is an answer, and no fault of the watcher's.
-        return (await asyncio.gather(asked(), return_exceptions=True))[0]
+        """Ask a worker or nanny; see `dask_dml.runtime.relay.asked`."""
+        return await asked(self._scheduler.rpc, server, op, limit_s, **message)
 
     def equip(self, worker: str, nanny: str | None) -> None:
         """Give a worker and its nanny their plugins."""

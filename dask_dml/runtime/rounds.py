@@ -1,17 +1,18 @@
-"""One round on a cluster: futures as the round's ledger wants them, until every block is in."""
+"""One round on a cluster: a call or futures as its ledger wants them, until every block is in."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import wait as futures_wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from distributed import Client, Future, KilledWorker, wait
+from distributed.protocol.pickle import loads
 
 from dask_dml.errors import DaskDMLError, FitError, HolderLostError
 from dask_dml.faults import FaultPolicy
@@ -25,11 +26,13 @@ from dask_dml.faults.attempts import (
     Poison,
     Submit,
 )
+from dask_dml.objective.summation import Node
 from dask_dml.runtime.blocks import Blocks
 from dask_dml.runtime.fault_log import FaultLog
 from dask_dml.runtime.holder import HeldWork, HolderClient
 from dask_dml.runtime.keys import Key, block_of, itself, run_key
 from dask_dml.runtime.monitor import Monitor
+from dask_dml.runtime.relay import Answer
 from dask_dml.runtime.roster import Roster, address_of
 from dask_dml.runtime.shard import Contribution, SentWork, ShardResult
 from dask_dml.runtime.waiting import in_loop, settle
@@ -84,6 +87,34 @@ class Run:
         return run_key(self.run_id, name, *numbers)
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a worker did of a round: its blocks, the time they took, and BLAS if it took part."""
+
+    worker: str
+    blocks: tuple[int, ...]
+    busy_s: float
+    blas: str
+
+
+@dataclass(slots=True)
+class Gathered(Generic[C]):
+    """What came of a round.
+
+    Attributes
+    ----------
+    nodes : list of (node, contribution)
+        Of the sum's tree; those that were kept elsewhere are missing.
+    shares : list of Share
+    nbytes : int
+        Of requests and answers.
+    """
+
+    nodes: list[tuple[Node, C]] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    nbytes: int = 0
+
+
 class Round(Generic[C]):
     """One round's tasks.
 
@@ -98,15 +129,12 @@ class Round(Generic[C]):
 
     Attributes
     ----------
-    n_submitted : int
-        Tasks so far.
     overtaken : list of (worker, bytes per second)
         Workers that others overtook, and the speed that they did not reach.
     """
 
     def __init__(self, run: Run, work: SentWork[Any, C], kind: str, number: int) -> None:
         self.number = number
-        self.n_submitted = 0
         self.overtaken: list[tuple[str, float]] = []
         self._run = run
         self.kind = kind
@@ -115,7 +143,8 @@ class Round(Generic[C]):
         self._ledger = Ledger(run.policy, run.block_nbytes)
         self._futures: dict[AttemptKey, Future[Any]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
-        self._results: list[tuple[tuple[int, ...], ShardResult[C]]] = []
+        self._gathered: Gathered[C] = Gathered()
+        self._called: dict[AttemptKey, Attempt] = {}
         self._fetches: list[tuple[tuple[AttemptKey, ...], ThreadFuture[Any]]] = []
         self._where: dict[AttemptKey, str] = {}
         self._threads = dict(run.roster.threads)
@@ -130,17 +159,21 @@ class Round(Generic[C]):
         what = "the survey" if self.number < 0 else f"round {self.number}"
         return f"{what} of run {self._run.run_id}"
 
-    def evaluate(self, cut: Sequence[Shard]) -> list[tuple[tuple[int, ...], ShardResult[C]]]:
+    def evaluate(
+        self, cut: Sequence[Shard], call: Callable[[], Answer] | None = None
+    ) -> Gathered[C]:
         """Have every block done once, whatever dies.
 
         Parameters
         ----------
         cut : sequence of (worker, blocks)
             The shards.
+        call : callable, optional
+            Has the workers do them by a call; tasks do what it leaves.
 
         Returns
         -------
-        list of (blocks, result)
+        Gathered
 
         Raises
         ------
@@ -149,7 +182,7 @@ class Round(Generic[C]):
             worker came for too long.
         """
         try:
-            self._attempt(cut)
+            self._attempt(cut, call)
         except DaskDMLError:
             raise
         except (Exception, CancelledError) as error:
@@ -157,14 +190,19 @@ class Round(Generic[C]):
         finally:
             # After Ctrl-C as well: nothing goes on on a cluster that is to be used again.
             self.cancel()
-        return self._results
+        return self._gathered
 
-    def _attempt(self, cut: Sequence[Shard]) -> None:
+    def _attempt(self, cut: Sequence[Shard], call: Callable[[], Answer] | None) -> None:
+        first = self._ledger.open(cut, time.monotonic())
+        if call is not None:
+            first = self._by_call(call, first)
+            if not first:
+                return
         if self._work.nbytes > _INLINE_BYTES:
             self._request = self._run.client.submit(
                 itself, self._work, key=self._run.key("request", self.number), pure=False
             )
-        self._do(self._ledger.open(cut, time.monotonic()))
+        self._do(first)
         self._all_at_once()
         while not self._ledger.is_complete:
             self._fetch()
@@ -195,6 +233,27 @@ class Round(Generic[C]):
         return {b for key in self._attempts_of(keys) for b in self._attempts[key].blocks}
 
     # -- what comes -------------------------------------------------------------------------
+
+    def _by_call(self, call: Callable[[], Answer], first: Sequence[Submit]) -> list[Submit]:
+        """Take in what a call does; the attempts that it leaves to tasks."""
+        self._called = {submit.attempt.key: submit.attempt for submit in first}
+        self._attempts |= self._called
+        answer = call()
+        now_s = time.monotonic()
+        workers = set()
+        for worker, shard, busy_s, blas in answer.done:
+            self._ledger.finished((shard, 0), now_s)
+            attempt = self._called.pop((shard, 0))
+            self._gathered.shares.append(Share(worker, attempt.blocks, busy_s, blas))
+            workers.add(worker)
+        nodes = loads(answer.nodes) if answer.nodes else []
+        self._gathered.nodes += nodes
+        # Each has sent one sum at least to the next one up.
+        self._gathered.nbytes += len(workers) * self._work.nbytes
+        self._gathered.nbytes += max(len(workers), len(nodes)) * max(
+            (value.nbytes for _, value in nodes), default=0
+        )
+        return [submit for submit in first if submit.attempt.key in self._called]
 
     def _all_at_once(self) -> None:
         """In a short round, and nothing amiss, all results come by one message."""
@@ -267,7 +326,12 @@ class Round(Generic[C]):
             counts, actions = self._ledger.finished(key, now_s)
             self._let_go(key)
             if counts:
-                self._results.append((self._attempts[key].blocks, result))
+                blocks = self._attempts[key].blocks
+                self._gathered.nodes += result.nodes
+                self._gathered.shares.append(
+                    Share(result.worker, blocks, result.busy_s, result.blas)
+                )
+                self._gathered.nbytes += result.nbytes
             self._do(actions)
 
     def _end_all_fetches(self) -> None:
@@ -305,7 +369,8 @@ class Round(Generic[C]):
         for notice in self._run.log.hear():
             if notice.blamed:
                 running = notice.processing[: notice.threads]
-                self._ledger.died(notice.event.worker, self._attempts_of(running))
+                here = [k for k, a in self._called.items() if a.worker == notice.event.worker]
+                self._ledger.died(notice.event.worker, [*self._attempts_of(running), *here])
 
     def _look(self) -> None:
         """Look at the cluster, now and then: who is there, and who does what."""
@@ -380,7 +445,7 @@ class Round(Generic[C]):
         task = run.blocks.survey_task if self.kind == "survey" else run.blocks.round_task
         function, arguments = task(attempt.blocks)
         self._attempts[attempt.key] = attempt
-        self.n_submitted += 1
+        self._gathered.nbytes += self._work.nbytes
         # Whoever has the request that all share may be the one who does not answer.
         request = self._work if submit.kind else self._request
         if attempt.number and isinstance(request, HeldWork):

@@ -47,9 +47,11 @@ from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.prediction import Predictor
 from dask_dml.faults.timeline import TOPIC, FaultEvent
 from dask_dml.runtime.crew import Crew
+from dask_dml.runtime.dispatch import Dispatch
 from dask_dml.runtime.keys import is_ours
 from dask_dml.runtime.receiver import Receiver
 from dask_dml.runtime.recorder import Recorder
+from dask_dml.runtime.relay import Call
 from dask_dml.runtime.replicas import KeepReplicas
 from dask_dml.version import __version__
 
@@ -74,7 +76,7 @@ _PACE_CHANGE = 0.2
 _GRAVE = frozenset({"worker-lost", "worker-suspected", "worker-evicted", "worker-draining"})
 _HANDLERS = (
     "dml_watch", "dml_unwatch", "dml_recipe", "dml_keep", "dml_status", "dml_notice", "dml_record",
-    "dml_records",
+    "dml_records", "dml_order", "dml_call",
 )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ class FaultMonitor(SchedulerPlugin):
             key,
             heartbeat_interval_s(self._policy, len(scheduler.workers)),
         )
+        self._dispatch = Dispatch(scheduler, self._crew)
         self._removals: dict[str, _Removal] = {}
         self._closing: set[str] = set()
         self._leaving: dict[str, tuple[str, str]] = {}
@@ -215,6 +218,18 @@ class FaultMonitor(SchedulerPlugin):
         self._replicas.keep(run, keys, n_replicas)
         return {"status": "OK"}
 
+    async def dml_order(self, run: str, number: int, shards: dict[str, bytes]) -> dict[str, Any]:
+        """Tell workers what they are to do whenever the run calls; who did not take it."""
+        if run not in self._runs:
+            return self._stale(run)
+        return {"status": "OK", "refused": await self._dispatch.order(run, number, shards)}
+
+    async def dml_call(self, run: str, call: dict[str, Any]) -> dict[str, Any]:
+        """Have a round done by the workers that know their shards; see `Dispatch`."""
+        if run not in self._runs:
+            return self._stale(run)
+        return {"status": "OK", "answers": await self._dispatch.call(Call.of(call))}
+
     def dml_status(self) -> dict[str, Any]:
         """What is going on, for people."""
         return {
@@ -225,6 +240,7 @@ class FaultMonitor(SchedulerPlugin):
             "heartbeat_s": self._crew.interval_s,
             "heartbeats": self._receiver.n_received,
             "datagrams_refused": self._receiver.n_refused,
+            "calls": self._dispatch.n_calls,
             **self._counts,
             **self._unable(),
         }
@@ -263,6 +279,7 @@ class FaultMonitor(SchedulerPlugin):
     def _drop(self, runs: Collection[str]) -> None:
         for run in runs:
             self._replicas.drop(run)
+            self._dispatch.drop(run)
         clients = {self._runs.pop(run).client for run in runs}
         for client in clients - {run.client for run in self._runs.values()}:
             self._scheduler.unsubscribe_topic(FEED, client)

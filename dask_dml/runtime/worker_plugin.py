@@ -1,7 +1,8 @@
 """What runs on the workers and nannies while fits are watched.
 
 A thread of the worker sends heartbeats, so that a busy event loop does not stop them; a thread that
-waits for the cloud's metadata service is apart from it. The nanny says what it sees of its worker's
+waits for the cloud's metadata service is apart from it. Rounds that come by call are done here, and
+passed on to other workers. The nanny says what it sees of its worker's
 process, which tells a stopped one from a busy one.
 """
 
@@ -25,6 +26,8 @@ from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
 from dask_dml.faults.membership import ProcessView
 from dask_dml.faults.preemption import PreemptionNotice, PreemptionWatch
 from dask_dml.faults.telemetry import Telemetry, pack
+from dask_dml.runtime.relay import Call, joined, passed_on
+from dask_dml.runtime.resident import Resident
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +252,7 @@ class NoticeWatch(threading.Thread):
 
 
 class HeartbeatPlugin(WorkerPlugin):
-    """Heartbeats, notices and probes of one worker.
+    """Heartbeats, notices, probes and calls of one worker.
 
     Where the metadata service is asked is said by the worker's Dask configuration, for sites whose
     service is elsewhere: ``dml.preemption.provider`` ("auto", "aws", "google", "azure" or "none"),
@@ -280,6 +283,7 @@ class HeartbeatPlugin(WorkerPlugin):
         """Start the threads, and take probes for others."""
         self._worker = worker
         self._gauge = Gauge(worker)
+        self._resident = Resident(worker, self._gauge.task_changed)
         # Behind a gateway the scheduler is not where it believes to be.
         told = str(dask.config.get("dml.heartbeats.address", None) or f"{self.host}:{self.port}")
         host, _, port = told.rpartition(":")
@@ -298,6 +302,9 @@ class HeartbeatPlugin(WorkerPlugin):
             "dml_probe": self.probe,
             "dml_pace": self.pace,
             "dml_state": self.state,
+            "dml_order": self._resident.take_order,
+            "dml_dismiss": self._resident.dismiss,
+            "dml_call": self.call,
         }
         worker.handlers.update(self._handlers)
         self._beacon.start()
@@ -335,6 +342,14 @@ class HeartbeatPlugin(WorkerPlugin):
     def state(self) -> str:
         """What the worker itself holds to be its status."""
         return str(self._worker.status.name)
+
+    async def call(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Do this worker's share of a round, and have those below do theirs."""
+        called = Call.of(call)
+        own, below = await asyncio.gather(
+            self._resident.do(called), passed_on(self._worker.rpc, called)
+        )
+        return (joined([own, *below], called.n_blocks) if below else own).message
 
     async def _report(self, notice: PreemptionNotice) -> None:
         message = {

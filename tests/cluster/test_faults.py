@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import uuid
@@ -158,6 +159,8 @@ def test_a_worker_that_joins_is_given_its_share(
     def join():
         cluster.scale(3)
         client.wait_for_workers(3, timeout=60)
+        # The rest of the fit takes less time than a newcomer does to import what it needs.
+        client.run(importlib.import_module, "dask_dml")
 
     data = problem.lazy(problem.X, rows=40), problem.lazy(problem.three, rows=40)
     fitted = descent(callbacks=[on_round(1, join)]).fit(*data)
