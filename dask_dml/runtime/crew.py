@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from importlib import import_module
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from distributed import Scheduler
@@ -21,7 +20,43 @@ _EQUIP_S = 60.0
 _EQUIP_TIMES = 3
 _RETRY_S = 3.0
 _AT_ONCE = 32
-_IMPORT = dumps((import_module, "dask_dml.runtime.worker_plugin"))
+
+
+def _importer() -> Callable[[str], Coroutine[Any, Any, None]]:
+    """What imports a module in a thread that does not hold up the end of its process.
+
+    The threads that asyncio has for this do, for seconds, and a nanny does not wait so long. Made
+    within a function, it is pickled with its code: where this package is missing, it is not needed.
+    """
+
+    async def imported(name: str) -> None:
+        import asyncio
+        import importlib
+        import threading
+        from contextlib import suppress
+
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def work() -> None:
+            try:
+                # Where it is missing, what becomes of the plugin tells so.
+                with suppress(ImportError):
+                    importlib.import_module(name)
+            finally:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=work, name="dml-import", daemon=True).start()
+        await done.wait()
+
+    return imported
+
+
+_IMPORT = {
+    "function": dumps(_importer()),
+    "args": dumps(("dask_dml.runtime.worker_plugin",)),
+}
 
 
 class Crew:
@@ -124,9 +159,7 @@ class Crew:
             async with self._turn:
                 # In a thread: it takes seconds the first time, and the event loop would be silent
                 # meanwhile. Where this is not allowed, the plugin itself imports it.
-                await self.ask(
-                    server, "run", _EQUIP_S, function=dumps(asyncio.to_thread), args=_IMPORT
-                )
+                await self.ask(server, "run", _EQUIP_S, **_IMPORT)
                 answer = await self.ask(
                     server, op, _EQUIP_S, plugin=dumps(plugin), name=plugin.name
                 )

@@ -43,7 +43,7 @@ _TELL_TIMES = 60
 _CPU_SAMPLE_S = 0.1
 # How long the nanny gives a process to end by itself; one that is stopped never does.
 _KILL_S = 1.0
-_JOIN_S = 5.0
+_JOIN_S = 1.0
 
 
 class Gauge:
@@ -241,13 +241,13 @@ class NoticeWatch(threading.Thread):
         told: PreemptionNotice | None = None
         while not self._ended.is_set():
             notice = self._watch.poll()
-            if notice is not None and notice != told:
+            if notice is not None and notice != told and not self._ended.is_set():
                 self._tell(notice)
             told = notice
             self._ended.wait(self._interval_s)
 
     def stop(self) -> None:
-        """Have the thread end; `join` waits for it."""
+        """Have the thread end, after the poll that is under way, of which nothing is told."""
         self._ended.set()
 
 
@@ -317,9 +317,9 @@ class HeartbeatPlugin(WorkerPlugin):
         for name, handler in self._handlers.items():
             if worker.handlers.get(name) == handler:
                 del worker.handlers[name]
-        # A poll of the metadata service that is under way may take some seconds.
+        # The other thread is not waited for: its poll of the metadata service may take seconds, and
+        # a nanny kills a worker that does not close in time.
         await asyncio.to_thread(self._beacon.join, _JOIN_S)
-        await asyncio.to_thread(self._notices.join, _JOIN_S)
 
     def transition(self, key: Hashable, start: str, finish: str, **kwargs: Any) -> None:
         """Take note of tasks that begin and end."""

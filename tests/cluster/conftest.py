@@ -15,7 +15,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Status
 
 import dask_dml as dml
 from dask_dml.data.layout import BlockGrid
@@ -70,15 +70,40 @@ def client(cluster: LocalCluster, no_collector: None) -> Iterator[Client]:
         assert not left, f"tasks left on the scheduler: {sorted(map(str, left))}"
 
 
+def served(client: Client) -> set[Any]:
+    """Names of the workers that there are."""
+    return {info["name"] for info in client.scheduler_info(n_workers=-1)["workers"].values()}
+
+
+def await_nannies(cluster: LocalCluster, client: Client) -> None:
+    """Wait for workers that nannies are starting.
+
+    A nanny that is told to close meanwhile may never be done with it: it waits for the start of the
+    worker in the time that it has for its end, gives up, and is closing for ever after. Whoever
+    connects to the cluster then waits for that.
+    """
+
+    def expected() -> set[Any]:
+        nannies = cluster.workers.items()
+        return {name for name, nanny in nannies if nanny.status == Status.running}
+
+    wait_until(lambda: expected() <= served(client), "nannies have started their workers")
+
+
 def restore(cluster: LocalCluster, client: Client) -> None:
     """Have exactly as many workers again as before the test."""
     # Nannies without a worker do not start another one when theirs was retired.
-    served = {info["name"] for info in client.scheduler_info(n_workers=-1)["workers"].values()}
-    if served != set(cluster.workers) or len(served) != N_WORKERS:
+    if served(client) != set(cluster.workers) or len(cluster.workers) != N_WORKERS:
+        await_nannies(cluster, client)
         cluster.scale(0)
         wait_until(lambda: not cluster.workers and not workers_of(client), "no workers")
         cluster.scale(N_WORKERS)
     wait_until(lambda: len(workers_of(client)) == N_WORKERS, f"{N_WORKERS} workers")
+
+
+@pytest.fixture
+def nannies_done() -> Callable[[LocalCluster, Client], None]:
+    return await_nannies
 
 
 @pytest.fixture

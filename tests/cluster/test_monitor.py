@@ -262,16 +262,16 @@ def test_a_worker_without_a_nanny_is_evicted_when_nobody_can_reach_it(chief, unt
 # -- leaving --------------------------------------------------------------------------------
 
 
-def test_a_worker_retired_on_purpose_has_left_and_is_not_lost(fleet, chief, heard, until):
+def test_a_worker_retired_on_purpose_has_left_and_is_not_lost(chief, heard, restore, until):
     victim = workers_of(chief)[0]
     chief.retire_workers([victim])
     until(lambda: heard("worker-left", victim), "it has left")
     assert not heard("worker-left", victim).blamed
     assert "worker-lost" not in heard.kinds(victim)
-    restore(fleet, chief, until)
+    restore()
 
 
-def test_a_notice_drains_a_worker_and_its_data_stays(fleet, chief, heard, until):
+def test_a_notice_drains_a_worker_and_its_data_stays(chief, heard, restore, until):
     victim, other = workers_of(chief)
     held = chief.submit(np.arange, 1000, workers=[victim], allow_other_workers=True, pure=False)
     held.result(timeout=DEADLINE_S)
@@ -290,7 +290,7 @@ def test_a_notice_drains_a_worker_and_its_data_stays(fleet, chief, heard, until)
     assert chief.who_has([held])[held.key] == (other,)
     assert "worker-lost" not in heard.kinds(victim)
     np.testing.assert_array_equal(held.result(timeout=DEADLINE_S), np.arange(1000))
-    restore(fleet, chief, until)
+    restore()
 
 
 @pytest.mark.slow
@@ -320,7 +320,7 @@ def test_a_predicted_loss_drains_a_worker_and_starts_another(fleet, chief, until
 
 
 @pytest.mark.slow
-def test_a_notice_of_the_cloud_reaches_the_watcher(fleet, chief, heard, until):
+def test_a_notice_of_the_cloud_reaches_the_watcher(fleet, chief, heard, restore, until):
     with StandInMetadata("aws") as metadata:
         settings = {"dml.preemption.provider": "aws", "dml.preemption.url": metadata.url}
         with dask.config.set(settings):
@@ -331,15 +331,21 @@ def test_a_notice_of_the_cloud_reaches_the_watcher(fleet, chief, heard, until):
         metadata.announce(time.time() + 60.0)
         until(lambda: heard("worker-left", newcomer), "it was drained and retired")
         assert "aws" in heard("worker-draining", newcomer).event.evidence
-    restore(fleet, chief, until)
+    restore()
 
 
-def restore(fleet, client, until):
+@pytest.fixture
+def restore(fleet, chief, nannies_done, until):
     """As many workers as before, each with a nanny."""
-    fleet.scale(0)
-    until(lambda: not fleet.workers and not workers_of(client), "no workers")
-    fleet.scale(N_WORKERS)
-    until(lambda: len(workers_of(client)) == N_WORKERS, "as many workers as before")
+
+    def again():
+        nannies_done(fleet, chief)
+        fleet.scale(0)
+        until(lambda: not fleet.workers and not workers_of(chief), "no workers")
+        fleet.scale(N_WORKERS)
+        until(lambda: len(workers_of(chief)) == N_WORKERS, "as many workers as before")
+
+    return again
 
 
 # -- several fits, several clients ----------------------------------------------------------
