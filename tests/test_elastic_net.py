@@ -49,7 +49,7 @@ def test_least_squares_agree_with_scikit_learn(kind, fit_intercept, alpha, ratio
         if is_steep:  # too ill-conditioned for coordinate descent alone
             warnings.simplefilter("ignore", ConvergenceWarning)
         expected.fit(X, y, weight)
-    assert model.n_passes_ == 2.0
+    assert model.n_passes_ == 1.0
 
     def objective(m):
         w = np.ones(len(y)) if weight is None else weight

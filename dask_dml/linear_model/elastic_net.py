@@ -23,6 +23,7 @@ from dask_dml.objective import (
 )
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime import Listener, Runtime
+from dask_dml.solvers.proximal import NARROW_TERMS
 
 
 class _SparseLeastSquares(LeastSquares):
@@ -48,6 +49,11 @@ class _SparseLeastSquares(LeastSquares):
         # The proximal Newton method looks at a sample where it is.
         return 0.0
 
+    def _is_known_by_moments(self, source: Source) -> bool:
+        # What a warm start has left to do would be lost in the moments' rounding.
+        n_terms = len(source.feature_names) + self.fit_intercept
+        return n_terms <= NARROW_TERMS and not self._is_warm()
+
     def _setting(self, survey: Survey) -> Setting:
         factor = 1.0 / survey.weight
         problem = Problem(SquaredLoss(), self._parts(), factor, survey, self.fit_intercept)
@@ -68,7 +74,7 @@ class Lasso(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey; of many columns, two or three.
+        Proximal Newton: for up to 150 columns no pass but the survey, beyond two or three more.
 
     Attributes
     ----------
@@ -128,7 +134,7 @@ class ElasticNet(_SparseLeastSquares):
     fit_intercept, tol, max_iter, warm_start, runtime, checkpoint, callbacks
         See `LinearRegression`.
     solver : {"auto", "newton"}
-        Proximal Newton: one pass after the survey; of many columns, two or three.
+        Proximal Newton: for up to 150 columns no pass but the survey, beyond two or three more.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ from dask_dml.runtime import (
 )
 from dask_dml.solvers import ProximalNewton
 from dask_dml.solvers.core import Goal
-from dask_dml.solvers.path import Moments, loss_at
+from dask_dml.solvers.path import MeanProducts, loss_at
 
 # Most bytes of the folds' Gram matrices.
 _GRAM_BYTES = 1_000_000_000
@@ -172,7 +172,7 @@ class _CrossValidated(LeastSquares):
                 f"sample_weight is zero in every row of fold {int(np.argmin(weight))}: use fewer "
                 "folds, or others"
             )
-        whole = Moments.of(sums.total, intercept, float(weight.sum()))
+        whole = MeanProducts.of(sums.total, intercept, float(weight.sum()))
         ratios = self._ratios()
         if isinstance(self.alphas, Integral):
             n_alphas = int(self.alphas)
@@ -184,10 +184,10 @@ class _CrossValidated(LeastSquares):
         for k, held_out in enumerate(sums.folds):
             if held_out is None:
                 raise DataError(f"fold {k} has no rows: use fewer folds")
-            moments = Moments.of(sums.training(k), intercept, sums.training_weight(k))
+            products = MeanProducts.of(sums.training(k), intercept, sums.training_weight(k))
             for r, ratio in enumerate(ratios):
-                for a, coef in enumerate(moments.coefficients(alphas[r], float(ratio))):
-                    here = np.append(coef, moments.intercept(coef))[: len(theta)]
+                for a, coef in enumerate(products.coefficients(alphas[r], float(ratio))):
+                    here = np.append(coef, products.intercept(coef))[: len(theta)]
                     errors[r, a, k] = 2.0 * loss_at(held_out, here - theta) / weight[k]
         best = divmod(int(np.argmin(errors.mean(axis=2))), alphas.shape[1])
         return _Chosen(alphas, errors, *best)

@@ -22,7 +22,7 @@ _CONSTANT = 1e-13
 _LEAST_ALPHA = float(np.finfo(np.float64).resolution)
 
 
-class Moments(NamedTuple):
+class MeanProducts(NamedTuple):
     """Weighted means of products of columns and target, around their means with an intercept.
 
     Attributes
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, sums: Statistics, intercept: float | None, weight: float) -> Self:
-        """Moments, from the sums of a squared loss.
+        """Mean products, from the sums of a squared loss.
 
         Parameters
         ----------
@@ -59,7 +59,7 @@ class Moments(NamedTuple):
             If there is no Gram matrix.
         """
         if sums.gram is None:
-            raise ValueError("Moments.of(sums=...) needs a Gram matrix: ask with order=2")
+            raise ValueError("MeanProducts.of(sums=...) needs a Gram matrix: ask with order=2")
         p = len(sums.gram) - (intercept is not None)
         products, with_target = sums.gram[:p, :p] / weight, -sums.gradient[0, :p] / weight
         mean, target_mean = np.zeros(p), 0.0

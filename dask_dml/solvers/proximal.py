@@ -32,7 +32,7 @@ from dask_dml.solvers.core import (
 )
 
 # Terms up to which a Hessian of all of them costs little more than a gradient.
-_NARROW = 150
+NARROW_TERMS = 150
 # Of its weight, from which the gradient of a coordinate that is zero keeps its term in the Hessian.
 _NEAR = 0.75
 # Terms that join in one round: this many, or so many times those that are not zero.
@@ -146,7 +146,7 @@ class ProximalNewton:
     def of(cls, problem: Problem, tol: float, max_iter: int) -> Self:
         """The method for a problem: screened where it is wide, with a sample of many rows."""
         goal, n_rows = Goal.of(problem, tol, max_iter), problem.survey.n_rows
-        is_screened = problem.n_terms > _NARROW and problem.loss.n_outputs == 1
+        is_screened = problem.n_terms > NARROW_TERMS and problem.loss.n_outputs == 1
         share = max(_LEAST_SHARE, _SAMPLE_ROWS / n_rows)
         # Where one Hessian is the whole of the function, it is enough to have it.
         is_one_pass = goal.self_concordance == 0.0 and not is_screened

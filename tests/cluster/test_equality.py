@@ -12,7 +12,7 @@ from distributed import Client, LocalCluster
 
 import dask_dml as dml
 from dask_dml.datasets.synthetic import higgs_like
-from dask_dml.linear_model import LogisticRegression, LogisticRegressionCV, Ridge
+from dask_dml.linear_model import Lasso, LassoCV, LogisticRegression, LogisticRegressionCV, Ridge
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -21,6 +21,8 @@ MODELS = {
     "multinomial": (LogisticRegression(C=0.5), "three"),
     "balanced": (LogisticRegression(class_weight="balanced", solver="lbfgs"), "three"),
     "ridge": (Ridge(alpha=2.0), "number"),
+    "absolute values": (LogisticRegression(C=0.1, l1_ratio=1.0), "three"),
+    "lasso, cross-validated": (LassoCV(alphas=3, cv=3), "number"),
     "cross-validated": (LogisticRegressionCV(Cs=3, cv=3, scoring="neg_log_loss"), "two"),
 }
 
@@ -96,6 +98,14 @@ def test_one_form_for_all_memory_orders_and_dtypes(client, problem, local, same_
         for data in (form, form.persist()):
             fitted = LogisticRegression().fit(data, y)
             assert np.array_equal(fitted.coef_, expected.coef_), name
+
+
+def test_many_columns_of_which_few_are_needed(client, local, same_bits):
+    rng = np.random.default_rng(5)
+    X = da.from_array(rng.normal(size=(400, 170)), chunks=(60, -1))
+    y = X[:, :4].sum(axis=1) + da.from_array(rng.normal(size=400), chunks=60)
+    for model, target in ((Lasso(0.1), y), (LogisticRegression(0.1, l1_ratio=1.0), y > 0.0)):
+        same_bits(fit(model, None, X, target), fit(model, local, X, target))
 
 
 def test_columns_in_several_chunks_are_joined(client, problem, local, same_bits):

@@ -32,7 +32,7 @@ from dask_dml.errors import (
 )
 from dask_dml.faults.checkpoint import CheckpointKeeper, Progress, Rhythm
 from dask_dml.faults.identity import identity
-from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
+from dask_dml.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
 from dask_dml.report.history import History
 from dask_dml.runtime import RoundEnded
 from dask_dml.solvers.newton import NewtonState
@@ -101,6 +101,8 @@ MODELS = {
     "balanced": (LogisticRegression(solver="lbfgs", class_weight="balanced"), THREE),
     "least squares": (LinearRegression(solver="lbfgs"), SCORES[:, 0]),
     "ridge": (Ridge(0.5, fit_intercept=False), SCORES[:, 0]),
+    "lasso": (Lasso(0.02), SCORES[:, 0]),
+    "absolute values": (LogisticRegression(C=0.1, l1_ratio=0.7), THREE),
 }
 
 
@@ -125,6 +127,21 @@ def test_a_fit_goes_on_after_any_round_with_the_same_bits(name, tmp_path):
         assert event["round"] == number
         assert f"round-{number + 1:06d}" in event["evidence"]
         assert event["cost_s"] > 0.0
+
+
+@pytest.mark.parametrize("is_logistic", [False, True])
+def test_a_fit_with_few_of_many_columns_goes_on_too(is_logistic, tmp_path):
+    rng = np.random.default_rng(8)
+    wide = rng.normal(size=(300, 160))
+    target = wide[:, :3].sum(axis=1) + rng.normal(size=300)
+    model = Lasso(0.05, runtime=LOCAL)
+    if is_logistic:
+        model, target = LogisticRegression(0.1, l1_ratio=1.0, runtime=LOCAL), target > 0.0
+    expected = clone(model).fit(wide, target)
+    for number in range(len(expected.history_)):
+        model.set_params(checkpoint=tmp_path / f"{number}")
+        interrupt(model, number, wide, target)
+        assert_same_fit(model.fit(wide, target), expected)
 
 
 @pytest.mark.parametrize("solver", ["lbfgs", "gd"])
