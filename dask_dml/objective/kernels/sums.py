@@ -1,12 +1,13 @@
 """The sums of a block of dense rows, compiled.
 
 Rows are taken in sub-blocks that stay in cache, as float64, centred, with a column of ones for the
-intercept, and in *panels*: eight columns of all rows, then the next eight. Every sum has its order
-written out:
+intercept, and in *panels*: eight columns of all rows, then the next eight. Wide rows of which only
+a gradient is wanted are used where they are. Every sum has its order written out:
 
 - the score of a row is the sum of eight sums over every eighth column;
-- within a sub-block, the loss is the sum of eight sums over every eighth row, the gradient of four
-  over every fourth, or, of several outputs, in row order, as is the Gram matrix;
+- within a sub-block, the loss is the sum of eight sums over every eighth row; the gradient is the
+  sum of four over every fourth, and in row order where rows are wide or outputs several, as is the
+  Gram matrix;
 - sub-blocks are added in order.
 """
 
@@ -41,14 +42,11 @@ _SCRATCH_BYTES = 128 * 1024
 _MOST_ROWS = 256
 _LEAST_ROWS = 16
 _TILE = 4
+# Terms from which on rows are not copied to panels, and what a sub-block of them has of the cache.
+_WIDE_TERMS = 128
+_WIDE_BYTES = 512 * 1024
 # How far ahead rows are fetched from memory, which takes as long as all else.
 _ROWS_AHEAD = 32
-
-
-def subblock_rows(n_terms: int, n_outputs: int = 1) -> int:
-    """Rows of a sub-block; pieces of a block that are summed one by one are multiples of it."""
-    fitting = _SCRATCH_BYTES // (8 * (_padded(n_terms) + 3 * n_outputs))
-    return min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
 
 
 def _padded(n_terms: int) -> int:
@@ -67,6 +65,11 @@ class Sums:
         Subtracted from the columns.
     order : {1, 2}
         1: loss and gradient. 2: the Gram matrix too.
+
+    Attributes
+    ----------
+    subblock_rows : int
+        Rows of a sub-block.
     """
 
     def __init__(self, loss: CompiledLoss, theta: Array, center: Array, order: int) -> None:
@@ -83,7 +86,11 @@ class Sums:
         self._gradient = np.zeros((n_outputs, padded))
         n_grams = n_outputs * (n_outputs - 1) // 2 if loss.is_coupled else n_outputs
         self._grams = np.zeros((n_grams if order == 2 else 0, padded, padded))
-        self.subblock_rows = subblock_rows(n_terms, n_outputs)
+        # Rows that are long and used twice only stay where they are.
+        self._is_wide = order == 1 and n_outputs == 1 and padded > _WIDE_TERMS
+        nbytes = 8 * (padded + 3 * n_outputs)
+        fitting = (_WIDE_BYTES if self._is_wide else _SCRATCH_BYTES) // nbytes
+        self.subblock_rows = min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
 
     def add(self, X: NDArray[np.generic], target: Array, weight: Array | None) -> None:
         """Add rows.
@@ -107,6 +114,7 @@ class Sums:
             np.empty(0) if weight is None else weight,
             self._shape[1],
             self.subblock_rows,
+            self._is_wide,
             self._loss_sum,
             self._gradient,
             self._grams,
@@ -155,7 +163,7 @@ def _kernel(itemsize: int) -> Any:
     vector, matrix, matrices = (types.Array(types.float64, ndim, "C") for ndim in (1, 2, 3))
     count = types.int64
     loss = (types.FunctionType(SIGNATURE), vector, types.boolean)
-    data = (rows, matrix, vector, read, read, count, count)
+    data = (rows, matrix, vector, read, read, count, count, types.boolean)
     return compiled(_add_sums, types.void(*loss, *data, vector, matrix, matrices))
 
 
@@ -170,6 +178,7 @@ def _add_sums(
     weight: Array,
     n_terms: int,
     most_rows: int,
+    is_wide: bool,
     loss_sum: Array,
     gradient: Array,
     grams: Array,
@@ -178,12 +187,13 @@ def _add_sums(
     n_outputs, padded = theta.shape
     n_panels = padded // LANES
     # What is beyond the data stays zero, or is rows without a residual: it adds nothing.
-    panels = _panels(n_panels, most_rows)
+    panels = _panels(1 if is_wide else n_panels, most_rows)
     scaled = _panels(n_panels if len(grams) else 0, most_rows)
     last = np.zeros(LANES)
     if n_terms > n_columns:
         last[n_columns % LANES] = 1.0
-        panels[n_columns // LANES, :, n_columns % LANES] = 1.0
+        panels[-1, :, n_columns % LANES] = 1.0
+    part = np.zeros(padded)
     losses, factors = np.zeros(most_rows), np.zeros(most_rows)
     scores = np.zeros((n_outputs, most_rows))
     residuals = np.zeros((n_outputs, most_rows))
@@ -191,9 +201,13 @@ def _add_sums(
     for start in range(0, n_rows, most_rows):
         m = min(most_rows, n_rows - start)
         whole = (m + LANES - 1) // LANES * LANES
-        for i in range(0, whole, LANES):
-            _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
-            _score_eight(panels, theta, i, scores)
+        if is_wide:
+            _fill_last(X, start, m, center, last, panels, 0)
+            _score_rows(X, start, m, theta, center, panels, scores)
+        else:
+            for i in range(0, whole, LANES):
+                _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
+                _score_eight(panels, theta, i, scores)
         evaluate(scores, target[start : start + m], parameters, losses, residuals, curvatures)
         if len(weight):
             _weigh(losses, weight, start, m)
@@ -205,7 +219,13 @@ def _add_sums(
         for i in range(0, whole, LANES):
             subtotal += load(losses, i)
         loss_sum[0] += total(subtotal)
-        _add_gradient(panels, residuals, whole, gradient)
+        if is_wide:
+            part[:] = 0.0
+            _add_gradient_of_rows(X, start, m, center, panels, residuals, part)
+            for j in range(padded):
+                gradient[0, j] += part[j]
+        else:
+            _add_gradient(panels, residuals, whole, gradient)
         if len(grams) and is_coupled:
             number = 0
             for k in range(n_outputs):
@@ -249,19 +269,15 @@ def _fill_eight(
 ) -> None:
     """Put eight rows or less into the panels, centred."""
     n_columns, room = X.shape[1], panels.shape[1]
-    n_whole, n_left = n_columns // LANES, n_columns % LANES
-    if m < LANES or (start + LANES) * n_columns + LANES > X.size:
-        # There is not as much to read as below.
-        for i in range(m):
-            for j in range(n_columns):
-                panels[j // LANES, to + i, j % LANES] = X[start + i, j] - center[j]
-        return
-    ahead = (start + _ROWS_AHEAD) * n_columns
-    for place in range(ahead, ahead + LANES * n_columns, 64 // X.itemsize):
-        prefetch(X, place)
+    n_whole = n_columns // LANES
+    _prefetch_eight(X, start + _ROWS_AHEAD)
     for g in range(n_whole):
         shift = load(center, g * LANES)
         at, put = start * n_columns + g * LANES, (g * room + to) * LANES
+        if m < LANES:
+            for i in range(m):
+                store(panels, put + i * LANES, load(X, at + i * n_columns) - shift)
+            continue
         store(panels, put, load(X, at) - shift)
         store(panels, put + 8, load(X, at + n_columns) - shift)
         store(panels, put + 16, load(X, at + 2 * n_columns) - shift)
@@ -270,13 +286,36 @@ def _fill_eight(
         store(panels, put + 40, load(X, at + 5 * n_columns) - shift)
         store(panels, put + 48, load(X, at + 6 * n_columns) - shift)
         store(panels, put + 56, load(X, at + 7 * n_columns) - shift)
-    if n_left:
-        # What is read beyond the last columns is the next row's, and is not used.
-        shift, filling = load(center, n_whole * LANES), load(last, 0)
-        at, put = start * n_columns + n_whole * LANES, (n_whole * room + to) * LANES
-        for i in range(LANES):
-            values = load(X, at + i * n_columns) - shift
-            store(panels, put + i * LANES, first_of(values, filling, n_left))
+    _fill_last(X, start, m, center, last, panels, (n_whole * room + to) * LANES)
+
+
+@_inlined
+def _prefetch_eight(X: Any, start: int) -> None:
+    n_columns = X.shape[1]
+    for place in range(start * n_columns, (start + LANES) * n_columns, 64 // X.itemsize):
+        prefetch(X, place)
+
+
+@_inlined
+def _fill_last(
+    X: Any, start: int, m: int, center: Array, last: Array, panels: Array, put: int
+) -> None:
+    """Put what columns are left of eight rows or less into a panel, with the column of ones."""
+    n_columns = X.shape[1]
+    n_left = n_columns % LANES
+    first = n_columns - n_left
+    if not n_left:
+        return
+    # What is read beyond the last columns is the next row's, and is not used.
+    shift, filling = load(center, first), load(last, 0)
+    n_safe = min(m, (X.size - LANES - first) // n_columns - start + 1)
+    for i in range(n_safe):
+        values = load(X, (start + i) * n_columns + first) - shift
+        store(panels, put + i * LANES, first_of(values, filling, n_left))
+    numbers = panels.reshape(panels.size)
+    for i in range(max(n_safe, 0), m):
+        for j in range(n_left):
+            numbers[put + i * LANES + j] = X[start + i, first + j] - center[first + j]
 
 
 @_inlined
@@ -296,6 +335,54 @@ def _score_eight(panels: Array, theta: Array, i: int, scores: Array) -> None:
             s6 += load(panels, at + 48) * t
             s7 += load(panels, at + 56) * t
         store(scores, k * scores.shape[1] + i, totals(s0, s1, s2, s3, s4, s5, s6, s7))
+
+
+@_inlined
+def _score_rows(
+    X: Any, start: int, m: int, theta: Array, center: Array, tails: Array, scores: Array
+) -> None:
+    """Scores of wide rows where they are, but for the last columns, of which there are copies."""
+    n_columns = X.shape[1]
+    n_whole = n_columns // LANES * LANES
+    for i in range(m):
+        row = (start + i) * n_columns
+        score = spread(0.0)
+        for j in range(0, n_whole, LANES):
+            score += (load(X, row + j) - load(center, j)) * load(theta, j)
+        if theta.size > n_whole:
+            score += load(tails, i * LANES) * load(theta, n_whole)
+        scores[0, i] = total(score)
+
+
+@_inlined
+def _add_gradient_of_rows(
+    X: Any, start: int, m: int, center: Array, tails: Array, residuals: Array, sums: Array
+) -> None:
+    """Add, in row order, multiples of wide rows where they are to a sum."""
+    n_columns = X.shape[1]
+    n_whole = n_columns // LANES * LANES
+    n_bundled = m // 4 * 4
+    for i in range(0, n_bundled, 4):
+        r0, r1 = spread(residuals[0, i]), spread(residuals[0, i + 1])
+        r2, r3 = spread(residuals[0, i + 2]), spread(residuals[0, i + 3])
+        row = (start + i) * n_columns
+        for j in range(0, n_whole, LANES):
+            shift, at = load(center, j), row + j
+            part = load(sums, j) + r0 * (load(X, at) - shift)
+            part += r1 * (load(X, at + n_columns) - shift)
+            part += r2 * (load(X, at + 2 * n_columns) - shift)
+            part += r3 * (load(X, at + 3 * n_columns) - shift)
+            store(sums, j, part)
+    for i in range(n_bundled, m):
+        row = (start + i) * n_columns
+        for j in range(0, n_whole, LANES):
+            x = load(X, row + j) - load(center, j)
+            store(sums, j, load(sums, j) + spread(residuals[0, i]) * x)
+    if sums.size > n_whole:
+        part = load(sums, n_whole)
+        for i in range(m):
+            part += spread(residuals[0, i]) * load(tails, i * LANES)
+        store(sums, n_whole, part)
 
 
 @_inlined
