@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk
 from threadpoolctl import ThreadpoolController
 
-from dask_dml.objective.losses import Array, Loss
+from dask_dml.objective.losses import Array, Loss, LossTerms
 
 BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
@@ -170,7 +170,7 @@ def block_statistics(
         loss = kernels.compiled_loss(request.loss)
         is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
         if loss is None or not is_narrow:
-            return reference_statistics(request, X, target, weight)
+            return _blas_statistics(kernels.row_terms(request.loss), request, X, target, weight)
         compiled = functools.partial(_compiled_statistics, loss)
     if request.order == 2 and request.gram_share < 1.0:
         sums = compiled(replace(request, order=1), X, target, weight)
@@ -298,10 +298,18 @@ def reference_statistics(
     target: NDArray[np.generic],
     weight: Array | None,
 ) -> Statistics:
-    """The sums of `block_statistics` by NumPy: what the compiled ones are tested against.
+    """The sums of `block_statistics` by NumPy: what the compiled ones are tested against."""
+    return _blas_statistics(request.loss.evaluate, request, X, target, weight)
 
-    For losses that are not compiled and for wide Gram matrices it is also what is used.
-    """
+
+def _blas_statistics(
+    evaluate: Callable[[Array, NDArray[np.generic], int], LossTerms],
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+) -> Statistics:
+    """The sums by BLAS, which has the quickest Gram matrices of many columns."""
     n_outputs, n_terms = request.theta.shape
     loss_sum = 0.0
     gradient = np.zeros((n_outputs, n_terms))
@@ -313,7 +321,7 @@ def reference_statistics(
         for design in design_blocks(X, n_terms, request.center):
             stop = start + len(design)
             scores = design @ request.theta.T
-            terms = request.loss.evaluate(scores, target[start:stop], request.order)
+            terms = evaluate(scores, target[start:stop], request.order)
             if terms.width_column is not None:
                 design[:, -1] = terms.width_column
             if weight is None:
