@@ -138,9 +138,10 @@ class CrossValidated(LinearEstimator):
         self, rounds: CrossValidation, joint: JointNewton, state: JointState, metric: Metric
     ) -> tuple[JointState, Grid]:
         """Models of every penalty, and their scores on rows that they have not seen."""
-        return models_of_folds(rounds, joint, state, metric, self._tol_of_folds())
+        tol = self._tol_of_folds(joint.problems[0])
+        return models_of_folds(rounds, joint, state, metric, tol)
 
-    def _tol_of_folds(self) -> float:
+    def _tol_of_folds(self, problem: Problem) -> float:
         """Relative gap of the models of the folds."""
         return self.tol
 

@@ -205,6 +205,10 @@ class LogisticRegression(LogisticClassifier):
         return Setting(problem, TargetEncoder(classes, factors), start)
 
 
+# Of the relative gap that chance in the rows makes, about a coefficient's over a row's loss, what
+# the models of folds may be away from their optimum.
+_STATISTICAL_SHARE = 3e-3
+
 METRICS: dict[str, Metric] = {
     "accuracy": Accuracy(),
     "neg_log_loss": NegativeLogLoss(),
@@ -235,9 +239,11 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
         out count with their sample weights, without those of classes.
     tol : float
         Relative gap of the model that is fitted to all rows.
-    path_tol : float
+    path_tol : float or None
         Relative gap of the models of the folds, by an estimate that is mostly above the gap itself
-        by a factor of ten to a hundred. That of the last model, `gap_`, is certified.
+        by a factor of ten to a hundred. None is well within what comes of chance in the choice of
+        the rows: 0.003 for every coefficient over the number of rows, but not less than `tol`. The
+        gap of the last model, `gap_`, is certified.
     max_iter : int
         Most Newton steps of a model.
     class_weight : dict, "balanced" or None
@@ -289,7 +295,7 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
         cv: Any = None,
         scoring: str | None = None,
         tol: float = 1e-8,
-        path_tol: float = 1e-7,
+        path_tol: float | None = None,
         max_iter: int = 100,
         class_weight: Any = None,
         refit: bool = True,
@@ -311,10 +317,10 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if not (is_number(self.path_tol) and self.path_tol > 0.0):
+        tol = self.path_tol
+        if not (tol is None or (is_number(tol) and tol > 0.0)):
             raise ValueError(
-                "LogisticRegressionCV(path_tol=...) must be a positive number, got "
-                f"{self.path_tol!r}"
+                f"LogisticRegressionCV(path_tol=...) must be a positive number or None, got {tol!r}"
             )
         self._values()
         self._metric_named()
@@ -326,8 +332,11 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
                 "around LogisticRegression(l1_ratio=...)"
             )
 
-    def _tol_of_folds(self) -> float:
-        return self.path_tol
+    def _tol_of_folds(self, problem: Problem) -> float:
+        if self.path_tol is not None:
+            return self.path_tol
+        statistical = problem.n_coordinates / problem.survey.n_rows
+        return max(self.tol, _STATISTICAL_SHARE * statistical)
 
     def _values(self) -> Array:
         if isinstance(self.Cs, Integral) and not isinstance(self.Cs, bool):
