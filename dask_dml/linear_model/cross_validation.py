@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +27,8 @@ from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec
 from dask_dml.runtime.cross_validation import CrossValidation
 from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample
-from dask_dml.solvers.core import CONVERGED, MAX_ITER, SolverState
+from dask_dml.solvers import Goal, Newton
+from dask_dml.solvers.core import MAX_ITER
 from dask_dml.solvers.joint import JointNewton, JointState
 
 T = TypeVar("T")
@@ -153,22 +155,15 @@ class CrossValidated(LinearEstimator):
         grid: Grid,
         encoder: TargetEncoder,
     ) -> tuple[Setting, Outcome]:
-        """The model of the best penalty, fitted to all rows."""
-        problem, number = joint.problems[grid.best], joint.at(grid.best, None)
-        state = rounds.solve(joint, state, np.array([number]), self.tol, number)
-        while not joint.is_exact(state, number, self.tol):
-            state = joint.reopened(state, number)
-            state = rounds.solve(joint, state, np.array([number]), self.tol, number)
-        is_solved = grid.is_solved and state.is_solved(self.tol)[number]
-        point = (state.trial[number] * problem.scale).ravel()
-        final = SolverState(
-            point,
-            float(state.value[number]),
-            float(state.gap[number]),
-            int(state.n_iter[number]),
-            CONVERGED if is_solved else MAX_ITER,
-        )
-        return Setting(problem, encoder, point), Outcome(final, rounds.passes)
+        """The model of the best penalty, fitted to all rows from what is known of it on them."""
+        problem = joint.problems[grid.best]
+        start = (state.trial[joint.at(grid.best, None)] * problem.scale).ravel()
+        solver = Newton(Goal.of(problem, self.tol, self.max_iter))
+        outcome = rounds.minimise(problem, solver, start)
+        if not grid.is_solved:
+            final = replace(outcome.state, reason=MAX_ITER)
+            outcome = Outcome(final, outcome.passes)
+        return Setting(problem, encoder, start), outcome
 
 
 def models_of_folds(
@@ -192,7 +187,7 @@ def models_of_folds(
     state = rounds.solve(joint, state, wanted, tol, focus)
     theta = state.trial[numbers]
     request = HeldOutRequest(metric, theta, joint.problems[0].center)
-    scores = rounds.score(request, state, wanted, focus)
+    scores = rounds.score(request, state, focus)
     return state, Grid(theta, scores, bool(state.is_solved(tol)[wanted].all()))
 
 
@@ -209,7 +204,7 @@ def models_of_all_rows(
     theta = state.trial[wanted]
     with single_threaded_blas():
         request = leave_one_out(joint.problems, state.gram, theta[:, 0], metric)
-    scores = rounds.score(request, state, wanted, focus)
+    scores = rounds.score(request, state, focus)
     return state, Grid(theta[None], scores, bool(state.is_solved(tol)[wanted].all()))
 
 

@@ -44,8 +44,9 @@ from dask_dml.objective.held_out import (
 )
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder
-from dask_dml.runtime import Listener, Runtime
+from dask_dml.runtime import Listener, Outcome, Runtime
 from dask_dml.runtime.cross_validation import CrossValidation
+from dask_dml.solvers.core import CONVERGED, SolverState
 from dask_dml.solvers.joint import JointNewton, JointState
 
 # Columns up to which second moments come with the survey: beyond, sums this large go from worker to
@@ -339,6 +340,21 @@ class RidgeCV(CrossValidated, LeastSquares):
         if self.cv is None:
             return models_of_all_rows(rounds, joint, state, metric, self.tol)
         return super()._validated(rounds, joint, state, metric)
+
+    def _refitted(
+        self,
+        rounds: CrossValidation,
+        joint: JointNewton,
+        state: JointState,
+        grid: Grid,
+        encoder: TargetEncoder,
+    ) -> tuple[Setting, Outcome]:
+        # The function is quadratic: the solution for all rows is known with those of the folds.
+        problem, number = joint.problems[grid.best], joint.at(grid.best, None)
+        point = (state.trial[number] * problem.scale).ravel()
+        value, gap = float(state.value[number]), float(state.left[number])
+        final = SolverState(point, value, gap, int(state.n_iter[number]), CONVERGED)
+        return Setting(problem, encoder, point), Outcome(final, rounds.passes)
 
     def _take_grid(self, problems: Sequence[Problem], grid: Grid) -> None:
         self.alpha_ = float(self._values()[grid.best])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_dml.errors import FitError
-from dask_dml.objective import Survey
+from dask_dml.objective import Problem, Survey
 from dask_dml.objective.blocks import single_threaded_blas
 from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest
 from dask_dml.objective.losses import Array
@@ -20,10 +20,13 @@ from dask_dml.runtime.core import (
     FitEnded,
     FitStarted,
     Listener,
+    Outcome,
     RoundEnded,
     RoundResult,
     RunSpec,
+    minimise,
 )
+from dask_dml.solvers import Solver
 from dask_dml.solvers.joint import JointNewton, JointState
 
 _WHAT = {1: "scores of the rows held out", 2: "gradients and Hessians of all folds"}
@@ -33,7 +36,8 @@ _WHAT = {1: "scores of the rows held out", 2: "gradients and Hessians of all fol
 class CrossValidation:
     """Runs rounds, counts passes, and tells listeners.
 
-    The objective that they are told is that of one member, the focus.
+    The objective that they are told is that of one member, the focus; where many models are solved
+    together there is no bound of the gap to tell.
 
     Parameters
     ----------
@@ -98,15 +102,11 @@ class CrossValidation:
                     self.run.run_id,
                     self.n_rounds,
                 )
-            self._ended(2, state, wanted, focus, result)
+            self._ended(2, state, focus, result)
         return state
 
     def score(
-        self,
-        request: HeldOutRequest | LeaveOneOutRequest,
-        state: JointState,
-        wanted: NDArray[np.intp],
-        focus: int,
+        self, request: HeldOutRequest | LeaveOneOutRequest, state: JointState, focus: int
     ) -> Array:
         """Score models on rows that they have not seen, in one round.
 
@@ -115,8 +115,31 @@ class CrossValidation:
         ndarray of shape (n_folds, n_models)
         """
         result = self.executor.evaluate_folds(request)
-        self._ended(1, state, wanted, focus, result)
+        self._ended(1, state, focus, result)
         return request.metric.value(result.total.values)
+
+    def minimise(self, problem: Problem, solver: Solver[Any], start: Array) -> Outcome:
+        """Fit one model to all rows, which is certified.
+
+        Parameters
+        ----------
+        problem : Problem
+        solver : Solver
+        start : ndarray of shape (d,)
+            First point, in the problem's coordinates.
+        """
+        before = self.n_rounds
+
+        def pass_on(event: Event) -> None:
+            if isinstance(event, RoundEnded):
+                self.n_rounds += 1
+                self._emit(replace(event, round=before + event.round))
+
+        outcome = minimise(
+            problem, solver, start, self.executor, self.run, self.survey, (pass_on,), self.passes
+        )
+        self.passes = outcome.passes
+        return outcome
 
     def end(self, reason: str, gap: float) -> None:
         """Tell that the fit has stopped."""
@@ -126,7 +149,6 @@ class CrossValidation:
         self,
         order: int,
         state: JointState,
-        wanted: NDArray[np.intp],
         focus: int,
         result: RoundResult[Any],
     ) -> None:
@@ -139,8 +161,8 @@ class CrossValidation:
                 order=order,
                 what=_WHAT[order],
                 objective=float(state.value[focus]),
-                gap=float(np.max(state.gap[wanted])),
-                n_iter=int(state.n_iter[wanted].max()),
+                gap=np.nan,
+                n_iter=int(state.n_iter.max()),
                 passes=self.passes,
                 result=result,
             )

@@ -279,7 +279,7 @@ def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
     """
     if evaluation.hessian is None:
         raise ValueError("newton_step(evaluation=...) needs a Hessian: ask with order=2")
-    direction, rounding = _solve(evaluation, goal.self_concordance == 0.0)
+    direction, rounding = newton_direction(evaluation, goal.self_concordance == 0.0)
     decrement2 = max(float(-(evaluation.gradient @ direction)), 0.0)
     if goal.self_concordance == 0.0:
         return NewtonStep(direction, decrement2, 0.5 * decrement2 + rounding, rounding)
@@ -362,7 +362,7 @@ def contracted_gap(M: float, decrement: float, change: float) -> float:
     return gap / (M * half) ** 2
 
 
-def _solve(evaluation: Evaluation, is_quadratic: bool) -> tuple[Array, float]:
+def newton_direction(evaluation: Evaluation, is_quadratic: bool) -> tuple[Array, float]:
     """Newton direction, and the gap that its rounding may leave.
 
     The Hessian is taken with a diagonal of ones, so that units do not matter. Its entries are

@@ -21,9 +21,8 @@ from dask_dml.objective.folds import FoldRequest, FoldStatistics, FoldSums
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Problem
 from dask_dml.solvers.core import (
-    Goal,
     is_negligible,
-    newton_step,
+    newton_direction,
     relative_gap,
 )
 
@@ -51,8 +50,6 @@ class _Step(NamedTuple):
     direction: Array
     length: float
     value: float
-    gap_before: float
-    gap: float
     left: float
     is_rounding: bool
 
@@ -71,10 +68,8 @@ class JointState:
         How far along it the next point is.
     value : ndarray of shape (m,)
         Objective at `theta`; inf before the first round.
-    gap_before, gap : ndarray of shape (m,)
-        Upper bounds of the relative gap at `theta` and at the next point; nan while there is none.
     left : ndarray of shape (m,)
-        Estimate of the relative gap at the next point; nan where it is far.
+        Relative gap at the next point, by estimate; nan where it is far.
     is_settled : ndarray of shape (m,)
         Whether what is left is rounding.
     is_alone : ndarray of shape (m,)
@@ -89,8 +84,6 @@ class JointState:
     direction: Array
     step: Array
     value: Array
-    gap_before: Array
-    gap: Array
     left: Array
     is_settled: NDArray[np.bool_]
     is_alone: NDArray[np.bool_]
@@ -106,7 +99,6 @@ class JointState:
         """Move a member to a point, with the step from there."""
         self.theta[number], self.direction[number] = theta, step.direction
         self.step[number], self.value[number] = step.length, step.value
-        self.gap_before[number], self.gap[number] = step.gap_before, step.gap
         self.left[number], self.is_settled[number] = step.left, step.is_rounding
         self.is_alone[number] = False
         self.n_iter[number] += 1
@@ -117,8 +109,8 @@ class JointState:
         return np.asarray(self.theta + self.step[:, None, None] * self.direction)
 
     def is_solved(self, tol: float) -> NDArray[np.bool_]:
-        """Members whose next point is within a relative gap, by estimate or for certain."""
-        return np.asarray((self.left <= tol) | (self.gap <= tol) | self.is_settled)
+        """Members whose next point is within a relative gap, by estimate."""
+        return np.asarray((self.left <= tol) | self.is_settled)
 
 
 @dataclass(frozen=True)
@@ -157,28 +149,11 @@ class JointNewton:
             np.ones(m),
             np.full(m, np.inf),
             np.full(m, np.nan),
-            np.full(m, np.nan),
-            np.full(m, np.nan),
             np.zeros(m, dtype=bool),
             np.zeros(m, dtype=bool),
             np.zeros((theta.size, theta.size)),
             np.zeros(m, dtype=np.intp),
         )
-
-    def is_exact(self, state: JointState, number: int, tol: float) -> bool:
-        """Whether a member was within the tolerance before its last step, which took it further.
-
-        So `Newton` stops. A certificate of the step's end alone leaves it fewer digits.
-        """
-        is_quadratic = self.problems[0].loss.self_concordance == 0.0
-        is_near = is_quadratic or bool(state.gap_before[number] <= tol)
-        return is_near or bool(state.is_settled[number] or state.n_iter[number] > self.max_iter)
-
-    def reopened(self, state: JointState, number: int) -> JointState:
-        """The state with one more round to come for a member."""
-        gap, left = state.gap.copy(), state.left.copy()
-        gap[number] = left[number] = np.nan
-        return replace(state, gap=gap, left=left)
 
     def unsolved(self, state: JointState, wanted: NDArray[np.intp], tol: float) -> NDArray[np.intp]:
         """Members among those wanted that need another round."""
@@ -234,20 +209,18 @@ class JointNewton:
         at = (theta * problem.scale).ravel()
         evaluation = problem.evaluation(at, sums)
         value = evaluation.value
-        newton = newton_step(evaluation, Goal.of(problem, 0.0, self.max_iter))
-        direction = newton.direction.reshape(theta.shape) / problem.scale
-        before = relative_gap(value, newton.gap, newton.gap)
-        is_rounding = is_negligible(value, 0.5 * newton.decrement2)
-        if newton.decrement2 > 2.0 * value:
+        flat, rounding = newton_direction(evaluation, problem.loss.self_concordance == 0.0)
+        direction = flat.reshape(theta.shape) / problem.scale
+        decrement2 = max(float(-(evaluation.gradient @ flat)), 0.0)
+        is_rounding = is_negligible(value, 0.5 * decrement2)
+        if decrement2 > 2.0 * value:
             # No objective is below zero: where the model says so, the step is too long.
-            shorter = 2.0 * value / newton.decrement2
-            return _Step(direction, shorter, value, before, np.nan, np.nan, is_rounding)
-        gap = relative_gap(value, newton.gap, newton.gap_after)
-        in_loss = newton.decrement2 / problem.multiplier
+            return _Step(direction, 2.0 * value / decrement2, value, np.nan, is_rounding)
+        in_loss = decrement2 / problem.multiplier
         change2 = float(self._change2(in_loss, cast("Array", sums.gram)))
-        left = problem.multiplier * float(_remainder(change2, in_loss))
-        left = relative_gap(value, 0.5 * newton.decrement2, left if change2 <= 1.0 else np.inf)
-        return _Step(direction, 1.0, value, before, gap, left, is_rounding)
+        left = problem.multiplier * float(_remainder(change2, in_loss)) + rounding
+        left = relative_gap(value, 0.5 * decrement2, left if change2 <= 1.0 else np.inf)
+        return _Step(direction, 1.0, value, left, is_rounding)
 
     @cached_property
     def _held_out(self) -> list[int | None]:
