@@ -202,7 +202,8 @@ class ClusterExecutor:
 
     def _room_bytes(self) -> dict[str, float]:
         """What the blocks that stay may take of each worker, where not all can stay."""
-        in_use = (READ_AHEAD + 1) * max(self._block_nbytes)
+        # Those that are read ahead also have their encoded bytes, and freed buffers linger.
+        in_use = 2 * (READ_AHEAD + 1) * max(self._block_nbytes)
         return {
             worker: max(RESIDENT_SHARE * (limit - _PROCESS_BYTES) - threads * in_use, 0.0)
             for worker, limit in self._roster.memory_limits().items()
