@@ -215,8 +215,11 @@ def _sampled_statistics(
 ) -> Statistics:
     """Sums over rows that were drawn, times what they stand for."""
     n_rows = X.shape[0]
-    # Taking whole rows of an array is faster than indexing it.
-    rows = np.take(X, drawn, axis=0) if isinstance(X, np.ndarray) else X[drawn]
+    # Taking whole rows of an array is faster than indexing it, unless it has to be aligned first.
+    if isinstance(X, np.ndarray) and X.flags.aligned:
+        rows: BlockMatrix = np.take(X, drawn, axis=0)
+    else:
+        rows = X[drawn]
     sums = block_statistics(request, rows, target[drawn], None if weight is None else weight[drawn])
     factor = n_rows / max(len(drawn), 1)
     gram = None if sums.gram is None else factor * sums.gram
@@ -224,8 +227,15 @@ def _sampled_statistics(
 
 
 def _chosen_columns(X: BlockMatrix, columns: NDArray[np.intp]) -> BlockMatrix:
-    # Indexing an array would give columns one after the other, which are slow to read by rows.
-    return np.take(X, columns, axis=1) if isinstance(X, np.ndarray) else X[:, columns]
+    if not isinstance(X, np.ndarray):
+        return X[:, columns]
+    # NumPy copies all of what is not aligned: of few rows at a time, which stay in cache.
+    chosen = np.empty((len(X), len(columns)), X.dtype)
+    rows = scratch_rows(X.shape[1])
+    for start in range(0, len(X), rows):
+        part = slice(start, start + rows)
+        np.take(X[part], columns, axis=1, out=chosen[part], mode="clip")
+    return chosen
 
 
 def certain_share(gram_share: float) -> float:
