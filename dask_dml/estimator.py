@@ -40,7 +40,9 @@ from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, mini
 from dask_dml.runtime.existence import judged
 from dask_dml.runtime.inference import with_likelihood
 from dask_dml.runtime.keys import new_run_id
+from dask_dml.runtime.local import LocalExecutor
 from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
+from dask_dml.runtime.small import brought_here
 from dask_dml.solvers import Solver
 from dask_dml.solvers.choice import Sampled, choose_solver
 from dask_dml.solvers.core import CONVERGED, VANISHED
@@ -166,7 +168,13 @@ class LinearEstimator(BaseEstimator):
         run_id = new_run_id()
         keeper = self._keeper(source, run_id, history)
         runtime = Runtime() if self.runtime is None else self.runtime
-        executor = runtime.executor(source, run_id)
+        here = None
+        if self.runtime is None and self.solver == "auto":
+            here = brought_here(source)
+        executor = runtime.executor(source, run_id) if here is None else LocalExecutor(here)
+        history.where = "in this process" if isinstance(executor, LocalExecutor) else "on a cluster"
+        if here is not None:
+            history.where += f", sooner than a cluster: {sum(source.block_nbytes) / 1e6:.2g} MB"
         try:
             with nullcontext() if keeper is None else keeper:
                 return self._minimise(source, executor, run_id, keeper, history)

@@ -124,7 +124,7 @@ class GraphLoader:
     keys: tuple[Any, ...]
 
     def __call__(self) -> RawBlock:
-        return _raw_block(dask.get(self.graph, [*self.keys]))
+        return raw_block(dask.get(self.graph, [*self.keys]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,11 @@ class FetchLoader:
     parts: tuple[Delayed, ...]
 
     def __call__(self) -> RawBlock:
-        return _raw_block(dask.compute(*self.parts))
+        return raw_block(dask.compute(*self.parts))
 
 
-def _raw_block(values: Sequence[Any]) -> RawBlock:
+def raw_block(values: Sequence[Any]) -> RawBlock:
+    """A block of X, y and, if there are any, weights."""
     return RawBlock(values[0], values[1], values[2] if len(values) > 2 else None)
 
 

@@ -41,14 +41,15 @@ class History:
         One a round.
     faults : list of dict
         One an event of the workers.
-    solver, why : str
-        Which solver it was, and why that one.
+    solver, why, where : str
+        Which solver it was, why that one, and where it ran.
     """
 
     rows: list[dict[str, object]] = field(default_factory=list)
     faults: list[dict[str, object]] = field(default_factory=list)
     solver: str = ""
     why: str = ""
+    where: str = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, FitStarted):
@@ -92,10 +93,14 @@ class History:
             processes; passes over the full data so far, the survey included; workers; faults,
             the rows of `faults_frame` of this round; order, 2 where the Hessian was asked for;
             n_iter, the steps accepted so far; what was asked for, in words. Its ``attrs`` say which
-            ``solver`` it was, and ``why``.
+            ``solver`` it was, ``why``, and ``where`` it ran.
         """
-        frame = pd.DataFrame(self.rows, columns=list(HISTORY_COLUMNS)).astype(HISTORY_COLUMNS)
-        frame.attrs |= {"solver": self.solver, "why": self.why}
+        columns = {
+            name: pd.Series([row[name] for row in self.rows], dtype=dtype)
+            for name, dtype in HISTORY_COLUMNS.items()
+        }
+        frame = pd.DataFrame(columns)
+        frame.attrs |= {"solver": self.solver, "why": self.why, "where": self.where}
         return frame
 
     def faults_frame(self) -> pd.DataFrame:

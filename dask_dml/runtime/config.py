@@ -68,9 +68,9 @@ class Runtime:
             If the cluster cannot run a fit.
         """
         client = self.client
-        in_task = _is_in_task()
+        in_task = is_in_task()
         if client is None and not in_task:
-            client = _current_client()
+            client = current_client()
         waits = isinstance(client, Client) or _is_on_cluster(source)
         if in_task and waits:
             # Other tasks will be waited for, and this one may hold the only thread there is.
@@ -81,7 +81,8 @@ class Runtime:
         return ClusterExecutor(client, source, run_id, self.faults)
 
 
-def _is_in_task() -> bool:
+def is_in_task() -> bool:
+    """Whether this is called by a task of a Dask cluster."""
     try:
         get_worker()
     except ValueError:
@@ -93,7 +94,8 @@ def _is_on_cluster(source: Source) -> bool:
     return isinstance(source, DaskSource) and source.is_on_cluster
 
 
-def _current_client() -> Client | None:
+def current_client() -> Client | None:
+    """The client that Dask uses by default, if there is one."""
     try:
         client: Client = default_client()
     except ValueError:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def tasks_of(client: Client) -> set[Any]:
     barrier.result(timeout=DEADLINE_S)
     tasks = client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks))
     return set(tasks) - {barrier.key}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small() -> Iterator[None]:
+    """Have problems as small as those of a test fitted on the cluster none the less."""
+    with dask.config.set({"dml.small-bytes": 0}):
+        yield
 
 
 @pytest.fixture(scope="session")
