@@ -125,6 +125,12 @@ def demo_command(directory: Path, days: int | None, as_json: bool) -> None:
     metavar="COLUMN",
     help="Replace a column by an indicator for each of its values. Repeatable.",
 )
+@click.option(
+    "--categorical",
+    multiple=True,
+    metavar="COLUMN",
+    help="The same, stored as one number a row: for columns of many values. Repeatable.",
+)
 @click.option("--ids", metavar="COLUMN", help="Column that names the rows.")
 @click.option("--sample-weight", metavar="COLUMN", help="Column that weights the rows.")
 @click.option(
@@ -465,7 +471,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
         "n_rows": dataset.n_rows,
         "n_columns": dataset.n_columns,
         "dtype": str(dataset.X.dtype),
-        "storage": "dense" if n_values is None else "sparse",
+        "storage": dataset.storage,
         "values": n_values,
         "density": None if n_values is None else n_values / (dataset.n_rows * dataset.n_columns),
         "bytes": sum(dataset.block_nbytes),
@@ -484,7 +490,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
 def _sample_statistics(dataset: Dataset) -> pd.DataFrame:
     """A row a column of X: mean, standard deviation, extremes, and the share that is missing."""
     values = dataset.sample.X.astype(np.float64)
-    facts = _dense_statistics(values) if dataset.n_values is None else _sparse_statistics(values)
+    facts = _dense_statistics(values) if dataset.storage == "dense" else _sparse_statistics(values)
     return pd.DataFrame({"column": dataset.feature_names, **facts})
 
 

@@ -452,16 +452,19 @@ class LinearEstimator(BaseEstimator):
                 X = X.rechunk({1: -1})
             sample = finish(np.zeros((1, len(coef))))
             wide = sample.ndim == 2
-            return X.map_blocks(
-                _predict_block,
-                coef,
-                intercept,
-                finish,
+            # Without `concatenate` blocks come as they are: a block of codes would become dense.
+            return da.blockwise(
+                _predict_blocks,
+                "ik" if wide else "i",
+                X,
+                "ij",
+                new_axes={"k": sample.shape[1]} if wide else {},
+                concatenate=False,
                 dtype=dtype,
-                drop_axis=None if wide else 1,
-                chunks=(X.chunks[0], (sample.shape[1],)) if wide else (X.chunks[0],),
                 meta=np.empty((0,) * sample.ndim, dtype=dtype),
-                name=None,
+                coef=coef,
+                intercept=intercept,
+                finish=finish,
             )
         X = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
         return _predict_block(X, coef, intercept, finish)
@@ -476,6 +479,12 @@ class LinearEstimator(BaseEstimator):
                 f"was {names[j]!r}: give {type(self).__name__} the columns of its fit, in order"
             )
         return dataset.X
+
+
+def _predict_blocks(blocks: list[Any], **model: Any) -> NDArray[Any]:
+    """Of the blocks of some rows, which is one."""
+    (block,) = blocks
+    return _predict_block(block, **model)
 
 
 def _predict_block(

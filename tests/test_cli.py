@@ -123,6 +123,15 @@ class TestIngest:
             ds.X[:, :3].compute(), data[0][["a", "b", "c"]].astype(np.float32)
         )
 
+    def test_categories(self, csv):
+        found = call_json(
+            "ingest", csv / "all.csv", csv / "codes.zarr", "--target", "late", "--drop", "d",
+            "--drop", "id", "--drop", "w", "--categorical", "carrier", "--missing", "keep",
+        )  # fmt: skip
+        assert (found["storage"], found["values"]) == ("categorical", None)
+        assert found["feature_names"][-2:] == ["carrier=AA", "carrier=UA"]
+        assert found["bytes"] == 600 * (3 * 8 + 4)
+
     @pytest.mark.parametrize("sources", [["part-*.csv"], ["part-1.csv", "part-2.csv"]])
     def test_several_files(self, csv, data, sources):
         options = ["--target", "late", "--drop", "carrier", "--chunks", "100"]

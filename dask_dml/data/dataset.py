@@ -90,7 +90,7 @@ class Dataset:
     ----------
     X : dask array of shape (n_rows, n_columns)
         One chunk, and one task, for each block of the grid; NumPy arrays, or CSR where the
-        features are sparse.
+        features are sparse. Of categories it has the indicator columns, as codes until computed.
     y : dask array of shape (n_rows,)
         The values that were written, with X's row chunks.
     sample_weight, ids : dask array of shape (n_rows,) or None
@@ -102,6 +102,8 @@ class Dataset:
     classes : ndarray or None
         Sorted distinct values of y, where they are labels or at most 1,000 integers.
     n_rows, n_columns : int
+    storage : {"dense", "sparse", "categorical"}
+        How the features lie in the store.
     n_values : int or None
         Values that are stored of sparse features.
     block_nbytes : tuple of int
@@ -123,6 +125,7 @@ class Dataset:
         self.feature_names: list[str] = list(manifest["feature_names"])
         self.target: str | None = manifest["target"]
         self.n_rows, self.n_columns = grid.n_rows, grid.n_columns
+        self.storage = self._features.storage
         self.n_values = self._features.n_values
         self.block_nbytes = self._features.block_nbytes(grid)
         self.url = place.url
@@ -456,7 +459,7 @@ class Schema:
 def write_bands(
     store: Any,
     schema: Schema,
-    bands: Iterable[tuple[NDArray[Any], dict[str, NDArray[Any]]]],
+    bands: Iterable[tuple[Any, dict[str, NDArray[Any]]]],
     overwrite: bool = False,
 ) -> Dataset:
     """Write a dataset from rows of blocks that are made one after the other.
@@ -466,7 +469,7 @@ def write_bands(
     store : str, Path or zarr store
         See `write_dataset`; written just as safely.
     schema : Schema
-    bands : iterable of (ndarray, dict of str to ndarray)
+    bands : iterable of (ndarray or CategoricalBlock, dict of str to ndarray)
         For each row of blocks, X of shape (rows, p) and the columns beside it by name.
     overwrite : bool
 

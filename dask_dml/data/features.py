@@ -1,9 +1,12 @@
-"""How the features lie in a store: dense in one array, or sparse as CSR.
+"""How the features lie in a store: dense in one array, sparse as CSR, or as codes of categories.
 
 Dense, ``X`` is one array (n, p) whose chunks are the blocks of the grid. Sparse, ``X`` is a group
 of three arrays with a row for each block, which is one chunk: ``data`` and ``indices`` (n_blocks,
 capacity) hold the values of a block and their columns, and ``indptr`` (n_blocks, rows + 1) says
 where its rows begin. Behind a block's own values stand zeros, up to those of the fullest block.
+
+With categories, ``X/codes`` (n, c) holds their numbers, and ``X/numbers`` (n, m), if there are any,
+the other features.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from dask_dml.data.store import (
     write_whole,
 )
 from dask_dml.errors import DataError
+from dask_dml.objective.categorical import CategoricalBlock
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 _INDEX = np.dtype(np.int32)
@@ -42,6 +46,7 @@ class Features(Protocol):
 
     Attributes
     ----------
+    storage : {"dense", "sparse", "categorical"}
     dtype : dtype
         Of the values.
     n_values : int or None
@@ -50,6 +55,8 @@ class Features(Protocol):
         Names of the arrays; ``sample/`` and the same of those of the sample.
     """
 
+    @property
+    def storage(self) -> str: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
@@ -105,6 +112,8 @@ def features_of(manifest: dict[str, Any]) -> Features:
     """How the features lie in a store, by its manifest."""
     said = manifest["features"]
     dtype = np.dtype(manifest["dtype"])
+    if "categories" in said:
+        return CategoricalFeatures(dtype, said["numbers"], tuple(said["categories"]))
     return (
         SparseFeatures(dtype, tuple(said["values"])) if "values" in said else DenseFeatures(dtype)
     )
@@ -115,6 +124,7 @@ class DenseFeatures:
     """One array of shape (n, p), whose chunks are blocks."""
 
     dtype: np.dtype[Any]
+    storage: str = "dense"
     n_values: None = None
     names: tuple[str, ...] = ("X",)
 
@@ -185,6 +195,7 @@ class SparseFeatures:
 
     dtype: np.dtype[Any]
     values: tuple[int, ...]
+    storage: str = "sparse"
     names: tuple[str, ...] = ("X/data", "X/indices", "X/indptr")
 
     @classmethod
@@ -294,6 +305,122 @@ class SparseFeatures:
     def manifest(self) -> dict[str, Any]:
         """Values of each block."""
         return {"values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class CategoricalFeatures:
+    """Numbers, and codes of categories that stand for indicator columns behind them.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the numbers.
+    n_numbers : int
+    sizes : tuple of int
+        Categories of each group.
+    """
+
+    dtype: np.dtype[Any]
+    n_numbers: int
+    sizes: tuple[int, ...]
+    storage: str = "categorical"
+    n_values: None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Numbers only where there are some."""
+        return ("X/codes", "X/numbers") if self.n_numbers else ("X/codes",)
+
+    @property
+    def _code(self) -> np.dtype[Any]:
+        return np.min_scalar_type(-max(self.sizes))
+
+    def grid(self, arrays: dict[str, Array], n_rows: int, n_columns: int) -> BlockGrid:
+        """Whole rows."""
+        return BlockGrid.regular(n_rows, n_columns, arrays["X/codes"].chunks[0], n_columns)
+
+    def shapes(self, grid: BlockGrid, n_sample: int) -> dict[str, tuple[int, ...]]:
+        """Rows, and columns of numbers and codes."""
+        width = {"X/codes": len(self.sizes), "X/numbers": self.n_numbers}
+        return {
+            prefix + name: (n_rows, width[name])
+            for prefix, n_rows in (("", grid.n_rows), ("sample/", n_sample))
+            for name in self.names
+        }
+
+    def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
+        """Create one or two arrays."""
+        shapes = self.shapes(grid, 0)
+        dtypes = {"X/codes": self._code, "X/numbers": self.dtype}
+        chunks = {name: (grid.row_chunks[0], shapes[name][1]) for name in self.names}
+        return {
+            name: create_array(group, name, shapes[name], dtypes[name], chunks[name])
+            for name in self.names
+        }
+
+    def write(
+        self,
+        arrays: dict[str, Array],
+        grid: BlockGrid,
+        block_id: tuple[int, int],
+        block: Any,
+        rows: NDArray[np.int64],
+    ) -> CategoricalBlock:
+        """Write one chunk of each array."""
+        start = (grid.row_bounds(block_id[0])[0], 0)
+        for name, part in zip(self.names, (block.codes, block.numbers), strict=False):
+            write_chunk(arrays[name], start, part.astype(arrays[name].dtype), _NO_ROWS)
+        sampled: CategoricalBlock = block[rows]
+        return sampled
+
+    def write_sample(self, group: Group, bands: Sequence[Sequence[Any]]) -> None:
+        """Write codes and numbers."""
+        codes = np.concatenate([rows.codes for (rows,) in bands]).astype(self._code)
+        numbers = np.concatenate([rows.numbers for (rows,) in bands])
+        for name, part in zip(self.names, (codes, numbers), strict=False):
+            write_whole(group, f"sample/{name}", part)
+
+    def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> Csr:
+        """The rows as CSR."""
+        names = [f"sample/{name}" for name in self.names]
+        return self._block([read_whole(arrays[name], name, url) for name in names]).to_csr()
+
+    def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
+        """Blocks of codes, which look like NumPy arrays."""
+        array: da.Array = da.map_blocks(
+            partial(_read_categories, self, [arrays[n] for n in self.names], url),
+            chunks=(grid.row_chunks, grid.column_chunks),
+            dtype=self.dtype,
+            meta=np.empty((0, 0), dtype=self.dtype),
+            name=name,
+        )
+        return array
+
+    def read(self, arrays: Sequence[Array], url: str, i: int) -> CategoricalBlock:
+        """One block."""
+        return self._block(
+            [read_chunk(a, name, url, (i, 0)) for a, name in zip(arrays, self.names, strict=True)]
+        )
+
+    def _block(self, parts: list[NDArray[Any]]) -> CategoricalBlock:
+        codes = np.ascontiguousarray(parts[0], dtype=np.int32)
+        numbers = parts[1] if self.n_numbers else np.empty((len(codes), 0), dtype=self.dtype)
+        return CategoricalBlock(numbers, codes, self.sizes)
+
+    def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
+        """Those of numbers and codes."""
+        row = self.n_numbers * self.dtype.itemsize + len(self.sizes) * _INDEX.itemsize
+        return tuple(n * row for n in grid.row_chunks)
+
+    def manifest(self) -> dict[str, Any]:
+        """Columns of numbers, and categories of each group."""
+        return {"numbers": self.n_numbers, "categories": list(self.sizes)}
+
+
+def _read_categories(
+    features: CategoricalFeatures, arrays: Sequence[Array], url: str, block_id: tuple[int, int]
+) -> CategoricalBlock:
+    return features.read(arrays, url, block_id[0])
 
 
 def sparse_nbytes(counts: NDArray[np.int64], dtype: np.dtype[Any]) -> int:

@@ -26,7 +26,7 @@ from dask_dml.data.dataset import (
     write_bands,
     write_dataset,
 )
-from dask_dml.data.features import DenseFeatures
+from dask_dml.data.features import CategoricalFeatures, DenseFeatures, Features
 from dask_dml.data.inputs import MAX_LABELS, Target, run
 from dask_dml.data.layout import Layout
 from dask_dml.data.store import check_free, find_place
@@ -46,7 +46,8 @@ from dask_dml.data.tables import (
     open_source,
     unique_names,
 )
-from dask_dml.errors import DataError, IngestError
+from dask_dml.errors import DataError, IncompatibleError, IngestError
+from dask_dml.objective.categorical import NO_CATEGORY, CategoricalBlock
 
 Missing = Literal["error", "drop", "keep"]
 NUMERIC_KINDS = ("integer", "single", "float", "bool", "empty")
@@ -59,6 +60,7 @@ def ingest(
     *,
     drop: Sequence[str] = (),
     one_hot: Sequence[str] = (),
+    categorical: Sequence[str] = (),
     ids: str | None = None,
     sample_weight: str | None = None,
     missing: Missing = "error",
@@ -85,6 +87,10 @@ def ingest(
     one_hot : sequence of str
         Columns to replace by an indicator column for each of their values, in sorted order and
         named like ``carrier=AA``.
+    categorical : sequence of str
+        The same, behind all other features, but only the number of its category is stored of a row,
+        and the indicators are never written out: for many categories. Where ``missing="keep"``, a
+        row without a value has 0 in all of them. Files and frames of this process only.
     ids, sample_weight : str, optional
         Columns that name and weight the rows.
     missing : {"error", "drop", "keep"}
@@ -124,7 +130,8 @@ def ingest(
         if found == "svmlight":
             given = {"target": target, "ids": ids, "sample_weight": sample_weight}
             odd = [name for name, value in given.items() if value is not None]
-            odd += [name for name, value in (("drop", drop), ("one_hot", one_hot)) if value]
+            lists = {"drop": drop, "one_hot": one_hot, "categorical": categorical}
+            odd += [name for name, value in lists.items() if value]
             if odd:
                 raise IngestError(
                     f"svmlight files have no named columns: leave out {', '.join(odd)}"
@@ -135,31 +142,45 @@ def ingest(
     elif format is not None:
         raise IngestError(f"format={format!r} is for files, source is a {type(source).__name__}")
     elif is_dask_frame(source):
+        if categorical:
+            raise IngestError(
+                "categorical=[...] is for files and for frames of this process, and source is a "
+                "dask DataFrame: write it to Parquet and ingest that, or use one_hot=[...]"
+            )
         columns = unique_names(source.columns, "the DataFrame")
-        roles = _check_roles(columns, target, drop, one_hot, ids, sample_weight)
+        roles = _check_roles(columns, target, drop, one_hot, (), ids, sample_weight)
         return _ingest_partitions(source, store, roles, missing, dtype, place)
     else:
         tables = open_source(source)
-    roles = _check_roles(tables.columns, target, drop, one_hot, ids, sample_weight)
-    scanned = tables.scan(roles.columns, roles.one_hot | {roles.target})
+    roles = _check_roles(tables.columns, target, drop, one_hot, categorical, ids, sample_weight)
+    if categorical and layout != "horizontal":
+        raise IncompatibleError(
+            f"categorical=[...] keeps rows whole, and layout={layout!r} cuts them: use "
+            "layout='horizontal', or one_hot=[...]"
+        )
+    scanned = tables.scan(roles.columns, roles.encoded | {roles.target})
     profile = _merge((_profile(table, tables.kinds(table), roles) for table in scanned), roles)
     recipe = _make_recipe(profile, roles, missing, dtype, tables.label)
     n_rows = recipe.n_rows(profile)
+    itemsize = recipe.row_nbytes / len(recipe.names)
     schema = Schema(
-        grid=grid_for(n_rows, len(recipe.names), recipe.dtype.itemsize, chunks, layout),
+        grid=grid_for(n_rows, len(recipe.names), itemsize, chunks, layout),
         layout=layout,
-        features=DenseFeatures(recipe.dtype),
+        features=recipe.features,
         feature_names=recipe.names,
         target=recipe.target,
         target_name=roles.target,
         has_weight=sample_weight is not None,
         id_dtype=recipe.id_dtype,
-        n_sample=sample_size("auto", n_rows, len(recipe.names), recipe.dtype.itemsize),
+        n_sample=sample_size("auto", n_rows, len(recipe.names), itemsize),
         seed=0,
     )
     rows = (_encode(table, recipe) for table in tables.read(roles.columns, profile.kinds))
+    bands: Iterable[tuple[Any, dict[str, NDArray[Any]]]] = _rebatch(rows, schema.grid.row_chunks)
+    if roles.categorical:
+        bands = ((recipe.block(X, columns), columns) for X, columns in bands)
     try:
-        return write_bands(store, schema, _rebatch(rows, schema.grid.row_chunks), overwrite)
+        return write_bands(store, schema, bands, overwrite)
     except DataError as error:
         raise IngestError(f"{tables.label}: {error}") from error
 
@@ -170,9 +191,14 @@ class _Roles:
 
     features: list[str]
     one_hot: frozenset[str]
+    categorical: frozenset[str]
     target: str
     ids: str | None
     sample_weight: str | None
+
+    @property
+    def encoded(self) -> frozenset[str]:
+        return self.one_hot | self.categorical
 
     @property
     def columns(self) -> list[str]:
@@ -207,6 +233,33 @@ class _Recipe:
     dtype: np.dtype[Any]
     drops_rows: bool
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Categories of each column of which the codes are stored."""
+        roles = self.roles
+        return tuple(len(self.categories[c]) for c in roles.features if c in roles.categorical)
+
+    @property
+    def n_numbers(self) -> int:
+        """Features that are stored as numbers."""
+        return len(self.names) - sum(self.sizes)
+
+    @property
+    def features(self) -> Features:
+        """How the features are stored."""
+        if not self.sizes:
+            return DenseFeatures(self.dtype)
+        return CategoricalFeatures(self.dtype, self.n_numbers, self.sizes)
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of the features of a row."""
+        return self.n_numbers * self.dtype.itemsize + 4 * len(self.sizes)
+
+    def block(self, numbers: NDArray[Any], columns: dict[str, NDArray[Any]]) -> CategoricalBlock:
+        """Numbers, and the codes beside them, which are taken out there."""
+        return CategoricalBlock(numbers, columns.pop("codes"), self.sizes)
+
     def n_rows(self, profile: _Profile) -> int:
         """Return how many of the profiled rows are written."""
         return profile.n_complete if self.drops_rows else profile.n_rows
@@ -217,17 +270,19 @@ def _check_roles(
     target: str | None,
     drop: Sequence[str],
     one_hot: Sequence[str],
+    categorical: Sequence[str],
     ids: str | None,
     sample_weight: str | None,
 ) -> _Roles:
-    for argument, value in (("drop", drop), ("one_hot", one_hot)):
+    lists = {"drop": drop, "one_hot": one_hot, "categorical": categorical}
+    for argument, value in lists.items():
         if isinstance(value, str):
             raise IngestError(f"{argument} must be a list of columns: {argument}=[{value!r}]")
     if target is None:
         raise IngestError(f"target is needed: the column to predict, one of {_listed(columns)}")
     special = {"target": target, "ids": ids, "sample_weight": sample_weight}
     used = [(argument, name) for argument, name in special.items() if name is not None]
-    used += [("drop", name) for name in drop] + [("one_hot", name) for name in one_hot]
+    used += [(argument, name) for argument, value in lists.items() for name in value]
     names = [name for _, name in used]
     for argument, name in used:
         if name not in columns:
@@ -243,7 +298,7 @@ def _check_roles(
     features = [name for name in columns if name not in apart]
     if not features:
         raise IngestError("no feature is left: all columns are target, ids, weights or dropped")
-    return _Roles(features, frozenset(one_hot), target, ids, sample_weight)
+    return _Roles(features, frozenset(one_hot), frozenset(categorical), target, ids, sample_weight)
 
 
 def _missing_rows(column: Any) -> NDArray[np.bool_]:
@@ -259,7 +314,7 @@ def _profile(table: Table, kinds: dict[str, str], roles: _Roles) -> _Profile:
         profile.missing[name] = int(rows.sum())
         complete &= ~rows
     profile.n_complete = int(complete.sum())
-    for name in {*roles.one_hot, roles.target}:
+    for name in {*roles.encoded, roles.target}:
         values = arrow("compute").unique(table[name])
         if len(values) > MAX_LABELS + 1:
             profile.distinct[name] = None
@@ -272,7 +327,7 @@ def _merge(profiles: Iterable[_Profile], roles: _Roles) -> _Profile:
     total = _Profile(
         kinds=dict.fromkeys(roles.columns, "empty"),
         missing=dict.fromkeys(roles.columns, 0),
-        distinct={name: set() for name in (*roles.one_hot, roles.target)},
+        distinct={name: set() for name in (*roles.encoded, roles.target)},
     )
     for profile in profiles:
         total.n_rows += profile.n_rows
@@ -295,10 +350,10 @@ def _make_recipe(
     _check_kinds(profile.kinds, roles, label)
     _check_missing(profile, roles, missing, label)
     categories = {
-        name: _categories(profile, name) for name in roles.features if name in roles.one_hot
+        name: _categories(profile, name) for name in roles.features if name in roles.encoded
     }
     names: list[str] = []
-    for name in roles.features:
+    for name in sorted(roles.features, key=roles.categorical.__contains__):
         names += [f"{name}={v}" for v in categories[name]] if name in categories else [name]
     kind = profile.kinds[roles.target]
     if kind == "text":
@@ -308,7 +363,7 @@ def _make_recipe(
     else:
         dtypes = {"integer": np.int64, "single": np.float32}
         target = Target(np.dtype(dtypes.get(kind, np.float64)), None)
-    numeric = {profile.kinds[name] for name in roles.features if name not in roles.one_hot}
+    numeric = {profile.kinds[name] for name in roles.features if name not in roles.encoded}
     if dtype is None:
         dtype = "float32" if "single" in numeric and numeric <= {"single", "bool"} else "float64"
     if dtype not in ("float32", "float64"):
@@ -332,20 +387,21 @@ def _check_kinds(kinds: dict[str, str], roles: _Roles, label: str) -> None:
     odd = [
         name
         for name in roles.features
-        if name not in roles.one_hot and not _is_numeric(kinds[name])
+        if name not in roles.encoded and not _is_numeric(kinds[name])
     ]
     if odd:
         described = ", ".join(f"{name} ({kinds[name]})" for name in odd)
         raise IngestError(
             f"{label} has columns that are not numeric: {described}. Encode them with "
-            f"one_hot={odd}, or leave them out with drop={odd}"
+            f"one_hot={odd} or, of many values, categorical={odd}, or leave them out with "
+            f"drop={odd}"
         )
     allowed: dict[str, tuple[str, ...]] = {roles.target: (*NUMERIC_KINDS, "text")}
     if roles.sample_weight is not None:
         allowed[roles.sample_weight] = NUMERIC_KINDS
     if roles.ids is not None:
         allowed[roles.ids] = ("integer", "text", "empty")
-    allowed.update(dict.fromkeys(roles.one_hot, (*NUMERIC_KINDS, "text")))
+    allowed.update(dict.fromkeys(roles.encoded, (*NUMERIC_KINDS, "text")))
     for name, expected in allowed.items():
         if kinds[name] not in expected:
             raise IngestError(
@@ -397,10 +453,13 @@ def _encode(table: Table, recipe: _Recipe) -> tuple[NDArray[Any], dict[str, NDAr
     if recipe.drops_rows:
         missing = [_missing_rows(table[name]) for name in roles.columns]
         table = table.filter(arrow().array(~np.any(missing, axis=0)))
-    X = np.empty((table.num_rows, len(recipe.names)), dtype=recipe.dtype)
+    X = np.empty((table.num_rows, recipe.n_numbers), dtype=recipe.dtype)
+    codes = []
     j = 0
     for name in roles.features:
-        if name in recipe.categories:
+        if name in roles.categorical:
+            codes.append(_codes(table[name], kinds[name], recipe.categories[name]))
+        elif name in recipe.categories:
             width = len(recipe.categories[name])
             X[:, j : j + width] = _indicators(table[name], kinds[name], recipe.categories[name])
             j += width
@@ -408,6 +467,8 @@ def _encode(table: Table, recipe: _Recipe) -> tuple[NDArray[Any], dict[str, NDAr
             X[:, j] = _numbers(table[name])
             j += 1
     columns = {"y": _target_values(table[roles.target], kinds[roles.target], recipe.target)}
+    if codes:
+        columns["codes"] = np.stack(codes, axis=1)
     if roles.sample_weight is not None:
         columns["sample_weight"] = _numbers(table[roles.sample_weight])
     if roles.ids is not None:
@@ -422,13 +483,19 @@ def _numbers(column: Any) -> NDArray[np.float64]:
     return values
 
 
-def _indicators(column: Any, kind: str, categories: list[Any]) -> NDArray[np.float64]:
+def _codes(column: Any, kind: str, categories: list[Any]) -> NDArray[np.int32]:
+    """Numbers of the categories, and NO_CATEGORY where a value is missing."""
     dtype = _arrow_type(kind)
     codes = arrow("compute").index_in(
         column.cast(dtype), value_set=arrow().array(categories, dtype)
     )
+    return np.asarray(codes.fill_null(NO_CATEGORY).to_numpy(), dtype=np.int32)
+
+
+def _indicators(column: Any, kind: str, categories: list[Any]) -> NDArray[np.float64]:
+    codes = _codes(column, kind, categories)
     indicators = np.zeros((len(column), len(categories)))
-    indicators[codes.fill_null(-1).to_numpy()[:, None] == np.arange(len(categories))] = 1
+    indicators[codes[:, None] == np.arange(len(categories))] = 1
     indicators[_missing_rows(column)] = np.nan
     return indicators
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -24,7 +24,13 @@ from threadpoolctl import ThreadpoolController
 
 from dask_dml.objective.losses import Array, Loss, LossTerms
 
-BlockMatrix = NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix
+if TYPE_CHECKING:
+    from dask_dml.objective.categorical import CategoricalBlock
+    from dask_dml.objective.implicit import ImplicitRows
+
+BlockMatrix: TypeAlias = (
+    "NDArray[np.generic] | scipy.sparse.csr_array | scipy.sparse.csr_matrix | CategoricalBlock"
+)
 
 _SCRATCH_BYTES = 2 * 1024 * 1024
 _MIN_SCRATCH_ROWS = 256
@@ -138,7 +144,7 @@ def block_statistics(
     Parameters
     ----------
     request : Request
-    X : ndarray or CSR matrix of shape (n, p), any real dtype
+    X : ndarray, CSR matrix or CategoricalBlock of shape (n, p), any real dtype
     target : ndarray of shape (n,)
         Class numbers, or values.
     weight : ndarray of shape (n,) or None
@@ -163,7 +169,7 @@ def block_statistics(
         return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
     compiled: Callable[..., Statistics]
     if not isinstance(X, np.ndarray):
-        compiled = _sparse_statistics
+        compiled = _implicit_statistics
     else:
         from dask_dml.objective import kernels
 
@@ -180,13 +186,22 @@ def block_statistics(
     return compiled(request, X, target, weight)
 
 
-def _sparse_statistics(
+def _implicit_statistics(
     request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
 ) -> Statistics:
     from dask_dml.objective.implicit import implicit_statistics
+
+    return implicit_statistics(request, implicit_rows(X), target, weight)
+
+
+def implicit_rows(X: Any) -> ImplicitRows:
+    """Rows whose zeros are implicit, with their sums: sparse ones, or those of categories."""
+    if not scipy.sparse.issparse(X):
+        rows: ImplicitRows = X
+        return rows
     from dask_dml.objective.sparse import CsrRows, canonical
 
-    return implicit_statistics(request, CsrRows(canonical(X)), target, weight)
+    return CsrRows(canonical(X))
 
 
 def _compiled_statistics(
@@ -436,7 +451,7 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
 
     Parameters
     ----------
-    X : ndarray or CSR matrix of shape (n, p)
+    X : ndarray, CSR matrix or CategoricalBlock of shape (n, p)
     n_terms : int
         p, or p + 1 for a column of ones at the end.
     center : ndarray of shape (p,) or None
@@ -458,7 +473,7 @@ def design_blocks(X: BlockMatrix, n_terms: int, center: Array | None) -> Iterato
         stop = min(start + rows, n_rows)
         design = scratch[: stop - start]
         values = X[start:stop]
-        design[:, :n_columns] = values.toarray() if scipy.sparse.issparse(values) else values
+        design[:, :n_columns] = values.toarray() if hasattr(values, "toarray") else values
         design[:, n_columns:] = 1.0
         if shift is not None:
             whole = len(design) - len(design) % _BUNDLE
@@ -473,7 +488,7 @@ def score_blocks(X: BlockMatrix, theta: Array, center: Array) -> Iterator[tuple[
 
     Parameters
     ----------
-    X : ndarray or CSR matrix of shape (n, p)
+    X : ndarray, CSR matrix or CategoricalBlock of shape (n, p)
     theta : ndarray of shape (M, q)
         Coefficients, and the intercept last when there is one, for centred columns.
     center : ndarray of shape (p,)
@@ -485,11 +500,10 @@ def score_blocks(X: BlockMatrix, theta: Array, center: Array) -> Iterator[tuple[
     scores : ndarray of shape (m, M)
         The same memory each time, perhaps.
     """
-    if scipy.sparse.issparse(X):
+    if not isinstance(X, np.ndarray):
         from dask_dml.objective.implicit import implicit_scores
-        from dask_dml.objective.sparse import CsrRows, canonical
 
-        yield from implicit_scores(CsrRows(canonical(X)), theta, center)
+        yield from implicit_scores(implicit_rows(X), theta, center)
         return
     models, start = np.ascontiguousarray(theta.T), 0
     for design in design_blocks(X, len(models), center):

@@ -20,8 +20,11 @@ from dask_dml.objective.blocks import (
     BlockMatrix,
     dense_pieces,
     design_blocks,
+    implicit_rows,
     matrix_nbytes,
 )
+from dask_dml.objective.categorical import CategoricalBlock
+from dask_dml.objective.implicit import column_moments
 from dask_dml.objective.losses import Array
 from dask_dml.objective.moments import Moments, block_moments
 
@@ -223,7 +226,8 @@ def survey_block(
         generator = np.random.default_rng((_SAMPLE_SEED, block))
         n_drawn = min(math.ceil(sample_share * n_rows), n_rows)
         drawn = np.sort(generator.choice(n_rows, n_drawn, replace=False, shuffle=False))
-        sample = (SampledRows(X[drawn], y[drawn], None if weight is None else weight[drawn]),)
+        rows = X[drawn].to_csr() if isinstance(X, CategoricalBlock) else X[drawn]
+        sample = (SampledRows(rows, y[drawn], None if weight is None else weight[drawn]),)
     return Survey(
         n_rows,
         float(n_rows) if weight is None else float(weight.sum()),
@@ -255,9 +259,10 @@ def _check_weight(weight: Array, block: int) -> None:
 def _column_moments(
     X: BlockMatrix, weight: Array | None, feature_names: tuple[str, ...], block: int
 ) -> tuple[Array, Array, Array, Array]:
-    if scipy.sparse.issparse(X):
-        moments = _sparse_moments(X, weight, block)
-        is_finite = bool(np.all(np.isfinite(X.data)))
+    if not isinstance(X, np.ndarray):
+        values = X.numbers if isinstance(X, CategoricalBlock) else X.data
+        moments = _implicit_moments(X, weight, block)
+        is_finite = bool(np.all(np.isfinite(values)))
     else:
         moments = _dense_moments(X, weight)
         # A sum of what is finite overflows at worst, and then its squares do too.
@@ -275,18 +280,21 @@ def _column_moments(
     return moments
 
 
-def _sparse_moments(
+def _implicit_moments(
     X: BlockMatrix, weight: Array | None, block: int
 ) -> tuple[Array, Array, Array, Array]:
     from dask_dml.objective import sparse
-    from dask_dml.objective.implicit import column_moments
 
-    if fault := sparse.fault_of(X):
+    if isinstance(X, CategoricalBlock):
+        form, fault = "matrix of categories", X.fault
+    else:
+        form, fault = "CSR matrix", sparse.fault_of(X)
+    if fault:
         raise DataError(
-            f"X of block {block} is not a valid CSR matrix: it has {fault}. Build it anew, for "
-            "example from its COO triplets"
+            f"X of block {block} is not a valid {form}: it has {fault}. Build it anew, for "
+            "example from its source"
         )
-    return column_moments(sparse.CsrRows(sparse.canonical(X)), weight)
+    return column_moments(implicit_rows(X), weight)
 
 
 def _dense_moments(
@@ -301,6 +309,7 @@ def _dense_moments(
 
 
 def _where_not_finite(X: BlockMatrix, feature_names: tuple[str, ...], block: int) -> str:
+    X = X.to_csr() if isinstance(X, CategoricalBlock) else X
     rows, columns = _not_finite(X)
     first = np.lexsort((rows, columns))[0]
     row, column = int(rows[first]), int(columns[first])
