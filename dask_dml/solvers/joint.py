@@ -32,6 +32,10 @@ _LARGEST_ANSWER_BYTES = 64_000_000
 _HOPE = 0.25
 # Fourth over squared second moment of the changes of scores along a step; 3 for normal ones.
 _KURTOSIS = 10.0
+# Of the coordinates over the rows, the squared error of a step with a Hessian of drawn rows.
+_SAMPLING = 4.0
+_ROWS_A_COORDINATE = 500
+_LARGEST_SHARE = 0.5
 _SHORTENED = 0.3
 _SHORTEST = 1e-6
 _TINY = float(np.finfo(np.float64).tiny)
@@ -163,16 +167,16 @@ class JointNewton:
     def ask(self, state: JointState, wanted: NDArray[np.intp], tol: float) -> FoldRequest:
         """Sums at points that promise the most for the members wanted."""
         first = self.problems[0]
-        points = self._points(state, self.unsolved(state, wanted, tol), tol)
-        return FoldRequest(
-            tuple(Request(first.loss, theta, first.center, 2) for theta in points), self.n_folds
-        )
+        points, share = self._plan(state, self.unsolved(state, wanted, tol), tol)
+        asked = (Request(first.loss, at, first.center, 2, gram_share=share) for at in points)
+        return FoldRequest(tuple(asked), self.n_folds)
 
     def tell(
         self, state: JointState, request: FoldRequest, sums: FoldSums, tol: float
     ) -> JointState:
         """Move every member that is not solved to the best of the points, and find its step."""
         points = np.stack([asked.theta for asked in request.requests])
+        share = request.requests[0].gram_share
         training, trial, told = _Training(sums.answers), state.trial, state.copy()
         for number in np.flatnonzero(~state.is_solved(tol)).tolist():
             penalty, held_out = self.members[number]
@@ -181,7 +185,7 @@ class JointNewton:
             best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
             step = None
             if np.isfinite(values[best]):
-                step = self._step(problem, points[best], training.sums(best, held_out))
+                step = self._step(problem, points[best], training.sums(best, held_out), share)
             # Near the optimum steps from any point lead there, the better the less they leave.
             is_lower = step is not None and step.value < state.value[number]
             if step is not None and (is_lower or step.left < state.left[number]):
@@ -204,7 +208,7 @@ class JointNewton:
         penalties = np.array([problem.penalty.value(each) for each in coef])
         return np.asarray(problem.multiplier * losses + penalties)
 
-    def _step(self, problem: Problem, theta: Array, sums: Statistics) -> _Step:
+    def _step(self, problem: Problem, theta: Array, sums: Statistics, share: float) -> _Step:
         """Newton step of a member, and what it leaves."""
         at = (theta * problem.scale).ravel()
         evaluation = problem.evaluation(at, sums)
@@ -218,7 +222,10 @@ class JointNewton:
             return _Step(direction, 2.0 * value / decrement2, value, np.nan, is_rounding)
         in_loss = decrement2 / problem.multiplier
         change2 = float(self._change2(in_loss, cast("Array", sums.gram)))
-        left = problem.multiplier * float(_remainder(change2, in_loss)) + rounding
+        sampling = 0.0
+        if share < 1.0:
+            sampling = 0.5 * in_loss * _sampling_error2(theta.size, share * sums.n_rows)
+        left = problem.multiplier * float(_remainder(change2, in_loss) + sampling) + rounding
         left = relative_gap(value, 0.5 * decrement2, left if change2 <= 1.0 else np.inf)
         return _Step(direction, 1.0, value, left, is_rounding)
 
@@ -249,15 +256,20 @@ class JointNewton:
         curvature = (outputs[:, present] / self._spread[present]).mean(axis=1).min()
         return concordance**2 * _KURTOSIS * decrement2 / max(float(curvature), _TINY)
 
-    def _points(self, state: JointState, members: NDArray[np.intp], tol: float) -> list[Array]:
+    def _plan(
+        self, state: JointState, members: NDArray[np.intp], tol: float
+    ) -> tuple[list[Array], float]:
         """Few points such that a step from one of them is likely to solve each member.
 
         Where the step would leave too much from any other member's next point, so it may from the
         own: there, another's serves as well that is nearer than what the own will have left to go.
+        And the share of the rows whose Hessian errs by less than what the steps leave anyway.
         """
         trial = state.trial
+        n_rows, d = self.problems[0].survey.n_rows, trial[0].size
+        least = _ROWS_A_COORDINATE * d / n_rows
         if not np.all(np.isfinite(state.value[members])):
-            return [trial[members[0]]]
+            return [trial[members[0]]], _whole_or(least)
         multiplier = np.array([self.problems[self.members[i].penalty].multiplier for i in members])
         allowed = _HOPE * tol * np.abs(state.value[members]) / multiplier
         own = self._distance2(state, state.step[members, None, None] * state.direction[members])
@@ -266,23 +278,39 @@ class JointNewton:
         centers = [self.at(penalty, None) for penalty in {self.members[i].penalty for i in members}]
         candidates = np.unique([*members, *centers])
         covers = np.empty((len(candidates), len(members)), dtype=bool)
+        distance2 = np.empty(covers.shape)
         is_shared = ~state.is_alone[members]
         for row, candidate in enumerate(candidates):
             away = self._distance2(state, trial[members] - trial[candidate])
             is_enough = _remainder(self._change2(away, state.gram), away) <= allowed
+            distance2[row] = away
             covers[row] = ((is_enough | (away <= reach)) & is_shared) | (members == candidate)
         nbytes = 8 * state.gram.size * self.n_folds
-        points: list[Array] = []
-        while covers.any() and (not points or (len(points) + 1) * nbytes <= _LARGEST_ANSWER_BYTES):
+        chosen: list[int] = []
+        while covers.any() and (not chosen or (len(chosen) + 1) * nbytes <= _LARGEST_ANSWER_BYTES):
             best = int(covers.sum(axis=1).argmax())
-            points.append(trial[candidates[best]])
+            chosen.append(best)
             covers[:, covers[best]] = False
-        return points
+        to_go = distance2[chosen].min(axis=0) + reach
+        bearable = np.maximum(allowed, _remainder(self._change2(to_go, state.gram), to_go))
+        share = 0.5 * to_go * _sampling_error2(d, n_rows) / np.maximum(bearable, _TINY)
+        points = [trial[candidates[row]] for row in chosen]
+        return points, _whole_or(max(float(share.max()), least))
 
     def _distance2(self, state: JointState, away: Array) -> Array:
         """Squared distances, shape (m,), in the norm of the loss's Hessian: along (m, K, q)."""
         flat = away.reshape(len(away), -1)
         return np.asarray(np.einsum("ij,ij->i", flat @ state.gram, flat))
+
+
+def _sampling_error2(n_coordinates: int, n_rows: float) -> float:
+    """Squared relative error of a step with the Hessian of so many rows, drawn at random."""
+    return _SAMPLING * n_coordinates / n_rows
+
+
+def _whole_or(share: float) -> float:
+    """A share of the rows to form the Hessian of; all where it would hardly be less work."""
+    return share if share < _LARGEST_SHARE else 1.0
 
 
 def _remainder(change2: Any, decrement2: Any) -> Any:

@@ -117,3 +117,27 @@ def test_steps_that_overshoot_are_shortened():
     wanted = np.arange(len(joint.members))
     state, _ = solved(joint, X, y, wanted, 1e-10, at_most=80)
     assert state.is_solved(1e-10).all()
+
+
+def test_of_many_rows_a_share_is_enough_for_the_hessian_and_is_part_of_the_estimate():
+    rng = np.random.default_rng(5)
+    n = 40_000
+    X = rng.normal(size=(n, P))
+    y = (X[:, 0] + rng.logistic(size=n) > 0.0).astype(np.int32)
+    folds = np.arange(n) % N_FOLDS
+    joint = joint_of("logistic", X, y, TargetKind.CLASSES, [1e-3, 1.0])
+    state = joint.start(joint.problems[0].request(joint.problems[0].start(), 1).theta)
+    wanted, tol, shares = np.arange(len(joint.members)), 1e-7, []
+    while len(joint.unsolved(state, wanted, tol)):
+        request = joint.ask(state, wanted, tol)
+        shares += [asked.gram_share for asked in request.requests]
+        state = joint.tell(state, request, request.of_block(X, y, None, HeldOut(folds, None)), tol)
+    assert 0.0 < min(shares) < 0.5
+    for number in (joint.at(0, 1), joint.at(1, 0), joint.at(1, None)):
+        penalty, held_out = joint.members[number]
+        problem, training = joint.problems[penalty], folds != held_out
+        point = (state.trial[number] * problem.scale).ravel()
+        sums = block_statistics(problem.request(point, 1), X[training], y[training], None)
+        value = problem.evaluation(point, sums).value
+        optimum = by_itself(problem, X[training], y[training])
+        assert (value - optimum) / value <= state.left[number] <= tol
