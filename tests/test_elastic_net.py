@@ -154,6 +154,15 @@ def test_three_classes_agree_with_scikit_learn(ratio, C, fit_intercept):
     np.testing.assert_allclose(model.predict_proba(X), expected.predict_proba(X), atol=1e-6)
 
 
+def test_classes_whose_optimum_is_not_unique_have_a_gap():
+    # Of four classes two may gain what two lose, at no cost.
+    rng = np.random.default_rng(8)
+    X = rng.normal(size=(600, 8))
+    y = (X[:, :4] + rng.gumbel(size=(600, 4))).argmax(axis=1)
+    model = LogisticRegression(C=10.0, l1_ratio=1.0).fit(X, y)
+    assert model.gap_ <= 1e-8
+
+
 def test_the_gap_of_several_classes_bounds_what_is_left_wherever_a_fit_stops():
     rng = np.random.default_rng(7)
     X = rng.normal(size=(200, 5))

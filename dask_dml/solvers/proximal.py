@@ -26,8 +26,10 @@ from dask_dml.solvers.core import (
     StoredState,
     is_descent,
     is_negligible,
-    newton_step,
+    largest_change,
+    newton_direction,
     relative_gap,
+    self_concordant_gaps,
     shorter_step,
 )
 
@@ -109,22 +111,19 @@ class ProximalNewton:
 
     Notes
     -----
-    The gap: for every s with :math:`|s_j| \le l_j` the sum :math:`l^T |x|` is at least
-    :math:`s^T x`. Take :math:`s_j = l_j \operatorname{sign} x_j` where x is not zero, which there
-    loses nothing, and the number nearest to :math:`-g_j` elsewhere: :math:`e = g + s` then is the
-    subgradient of least norm. With a Hessian H of all coordinates the bounds of `newton_step` with
-    e in the place of the gradient bound the gap of the whole.
-
-    Of a Hessian of some, S, that is the value of a dual point: with :math:`d = -H_{SS}^{-1} e_S`
-    and the rows' scores :math:`\delta_i = x_{iS}^T d`, add :math:`\phi''_i \delta_i` to the
-    derivatives of the losses. That makes the conditions of the coordinates in S exact; those of
-    the others, that derivatives are within the weights, hold where
-    :math:`|g_j| + \sqrt{H_{jj} e_S^T H_{SS}^{-1} e_S} \le l_j`, by Cauchy and Schwarz. For the
-    logarithmic losses the conjugate at that point is a divergence of the probabilities
-    :math:`p_k (1 + u_k)` from :math:`p_k`, with :math:`|u_k|` at most the largest difference of a
-    row's :math:`\delta`, and
-    :math:`(1 + u) \log(1 + u) - u \le u^2 (a + (1 - a) \log(1 - a)) / a^2` for
-    :math:`|u| \le a`: the same bound again. S is what is not zero, or all of the Hessian.
+    The gap is the objective less the value of a dual point. Let e be the subgradient of least norm
+    and S some coordinates, outside of which e is zero: those where the point is not zero, or all
+    that there is a Hessian of. With :math:`d = -H_{SS}^{-1} e_S` and the rows' scores
+    :math:`\delta_i = x_{iS}^T d`, add :math:`\phi''_i \delta_i` to the derivatives of the losses.
+    That makes the conditions of the coordinates in S exact; those of the others, that derivatives
+    are within the weights, hold where
+    :math:`|g_j| + \sqrt{H_{jj}} \lambda \le l_j` with :math:`\lambda^2 = e_S^T H_{SS}^{-1} e_S`, by
+    Cauchy and Schwarz. For a squared loss the gap is :math:`\lambda^2 / 2`. For logarithmic losses
+    it is a divergence of the probabilities :math:`p_k (1 + u_k)` from :math:`p_k`, with
+    :math:`|u_k|` at most the largest difference a of a row's :math:`\delta`; from
+    :math:`(1 + u) \log(1 + u) - u \le u^2 (a + (1 - a) \log(1 - a)) / a^2` it is at most
+    :math:`\lambda^2 (a + (1 - a) \log(1 - a)) / a^2`, which is little more than
+    :math:`\lambda^2 / 2`.
 
     References
     ----------
@@ -313,10 +312,12 @@ class ProximalNewton:
         gap, decrement2 = 0.0, 0.0
         if len(chosen):
             hessian = evaluation.hessian[np.ix_(part, part)]
+            part_of = Evaluation(evaluation.value, least[chosen], hessian)
+            direction, rounding = newton_direction(part_of, self.goal.self_concordance == 0.0)
+            decrement2 = max(float(-(least[chosen] @ direction)), 0.0)
             extent = np.tile(self.goal.row_extent, len(least) // self._n_terms)[chosen]
-            goal = replace(self.goal, row_extent=extent, convexity=self.goal.convexity[chosen])
-            newton = newton_step(Evaluation(evaluation.value, least[chosen], hessian), goal)
-            gap, decrement2 = newton.gap, newton.decrement2
+            change = self.goal.self_concordance * largest_change(direction, extent)
+            gap = decrement2 * _growth(change) + rounding
         unsure = np.ones(len(least), dtype=bool)
         unsure[chosen] = False
         slack = self.absolute[unsure] - np.abs(evaluation.gradient[unsure])
@@ -330,6 +331,13 @@ class ProximalNewton:
         most = max(_LEAST_JOINING, _JOINING * int(np.count_nonzero(kept)))
         kept[new[np.argsort(-excess[new], kind="stable")[:most]]] = True
         return np.flatnonzero(kept)
+
+
+def _growth(change: float) -> float:
+    """The gap in units of the squared Newton decrement, a half and more for a change of scores."""
+    if change < 1e-6:
+        return 0.5 * (1.0 + change)
+    return self_concordant_gaps(change)[0] / change**2
 
 
 def least_subgradient(point: Array, gradient: Array, absolute: Array) -> Array:

@@ -197,6 +197,7 @@ def test_columns_that_are_constant_or_twice_there_leave_the_optimum_as_it_is():
     assert two.gap_ <= 1e-8
     one = LogisticRegression(0.1, l1_ratio=1.0).fit(X, label)
     two = LogisticRegression(0.1, l1_ratio=1.0).fit(doubled, label)
+    assert two.gap_ <= 1e-8
     np.testing.assert_allclose(two.decision_function(doubled), one.decision_function(X), atol=1e-3)
 
 
