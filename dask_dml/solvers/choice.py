@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Problem
+from dask_dml.solvers.bracket import Bracket
 from dask_dml.solvers.core import Goal, Solver
 from dask_dml.solvers.first_order import GradientDescent
 from dask_dml.solvers.lbfgs import LBFGS
@@ -100,7 +103,9 @@ def _automatic(problem: Problem, goal: Goal, sampled: Sampled | None) -> Choice:
 def _first_order(
     descent: type[LBFGS] | type[GradientDescent], problem: Problem, goal: Goal
 ) -> Solver[Any]:
-    """A gradient method, certified by one Newton step where that is not too large."""
+    """A gradient method, certified by one Newton step, or by gradients where that is too large."""
     if problem.n_coordinates <= _HESSIAN_COORDINATES:
         return Relay(descent(goal), Newton(goal))
-    return descent(Goal.of(problem, goal.tol * _UNCERTIFIED, goal.max_iter))
+    closer = descent(Goal.of(problem, goal.tol * _UNCERTIFIED, goal.max_iter))
+    n_free = int(np.count_nonzero(goal.convexity == 0.0))
+    return Relay(closer, Bracket(goal)) if n_free == 1 else closer
