@@ -37,11 +37,12 @@ from dask_dml.objective.losses import Array
 
 # Its decorators are not typed.
 _inlined: Any = numba.njit(error_model="numpy")
+_copied: Any = numba.njit(error_model="numpy", forceinline=True)
 
 _SCRATCH_BYTES = 128 * 1024
 _MOST_ROWS = 256
 _LEAST_ROWS = 16
-_TILE = 4
+_TILE = 8
 # Terms from which on rows are not copied to panels, and what a sub-block of them has of the cache.
 _WIDE_TERMS = 128
 _WIDE_BYTES = 512 * 1024
@@ -202,7 +203,7 @@ def _add_sums(
         m = min(most_rows, n_rows - start)
         whole = (m + LANES - 1) // LANES * LANES
         if is_wide:
-            _fill_last(X, start, m, center, last, panels, 0)
+            _fill_tails(X, start, m, center, last, panels)
             _score_rows(X, start, m, theta, center, panels, scores)
         else:
             for i in range(0, whole, LANES):
@@ -270,14 +271,17 @@ def _fill_eight(
     """Put eight rows or less into the panels, centred."""
     n_columns, room = X.shape[1], panels.shape[1]
     n_whole = n_columns // LANES
-    _prefetch_eight(X, start + _ROWS_AHEAD)
+    if not _has_eight(X, start, m):
+        for i in range(m):
+            for j in range(n_columns):
+                panels[j // LANES, to + i, j % LANES] = X[start + i, j] - center[j]
+        return
+    ahead = (start + _ROWS_AHEAD) * n_columns
+    for place in range(ahead, ahead + LANES * n_columns, 64 // X.itemsize):
+        prefetch(X, place)
     for g in range(n_whole):
         shift = load(center, g * LANES)
         at, put = start * n_columns + g * LANES, (g * room + to) * LANES
-        if m < LANES:
-            for i in range(m):
-                store(panels, put + i * LANES, load(X, at + i * n_columns) - shift)
-            continue
         store(panels, put, load(X, at) - shift)
         store(panels, put + 8, load(X, at + n_columns) - shift)
         store(panels, put + 16, load(X, at + 2 * n_columns) - shift)
@@ -286,36 +290,28 @@ def _fill_eight(
         store(panels, put + 40, load(X, at + 5 * n_columns) - shift)
         store(panels, put + 48, load(X, at + 6 * n_columns) - shift)
         store(panels, put + 56, load(X, at + 7 * n_columns) - shift)
-    _fill_last(X, start, m, center, last, panels, (n_whole * room + to) * LANES)
+    if n_columns % LANES:
+        _fill_last(X, start, center, last, panels, (n_whole * room + to) * LANES)
 
 
 @_inlined
-def _prefetch_eight(X: Any, start: int) -> None:
-    n_columns = X.shape[1]
-    for place in range(start * n_columns, (start + LANES) * n_columns, 64 // X.itemsize):
-        prefetch(X, place)
+def _has_eight(X: Any, start: int, m: int) -> bool:
+    """Whether there are eight rows, and as many numbers behind them as are read too far."""
+    return bool(m == LANES and (start + LANES) * X.shape[1] + LANES <= X.size)
 
 
-@_inlined
-def _fill_last(
-    X: Any, start: int, m: int, center: Array, last: Array, panels: Array, put: int
-) -> None:
-    """Put what columns are left of eight rows or less into a panel, with the column of ones."""
+@_copied
+def _fill_last(X: Any, start: int, center: Array, last: Array, panels: Array, put: int) -> None:
+    """Put what columns are left of eight rows into a panel, with the column of ones."""
     n_columns = X.shape[1]
     n_left = n_columns % LANES
     first = n_columns - n_left
-    if not n_left:
-        return
-    # What is read beyond the last columns is the next row's, and is not used.
     shift, filling = load(center, first), load(last, 0)
-    n_safe = min(m, (X.size - LANES - first) // n_columns - start + 1)
-    for i in range(n_safe):
-        values = load(X, (start + i) * n_columns + first) - shift
+    at = start * n_columns + first
+    for i in range(LANES):
+        # What is read beyond the last columns is the next row's, and is not used.
+        values = load(X, at + i * n_columns) - shift
         store(panels, put + i * LANES, first_of(values, filling, n_left))
-    numbers = panels.reshape(panels.size)
-    for i in range(max(n_safe, 0), m):
-        for j in range(n_left):
-            numbers[put + i * LANES + j] = X[start + i, first + j] - center[first + j]
 
 
 @_inlined
@@ -335,6 +331,20 @@ def _score_eight(panels: Array, theta: Array, i: int, scores: Array) -> None:
             s6 += load(panels, at + 48) * t
             s7 += load(panels, at + 56) * t
         store(scores, k * scores.shape[1] + i, totals(s0, s1, s2, s3, s4, s5, s6, s7))
+
+
+@_inlined
+def _fill_tails(X: Any, start: int, m: int, center: Array, last: Array, tails: Array) -> None:
+    """Put what columns are left of wide rows into a panel."""
+    n_columns = X.shape[1]
+    first = n_columns // LANES * LANES
+    for i in range(0, m, LANES):
+        if n_columns > first and _has_eight(X, start + i, min(LANES, m - i)):
+            _fill_last(X, start + i, center, last, tails, i * LANES)
+            continue
+        for k in range(i, min(i + LANES, m)):
+            for j in range(first, n_columns):
+                tails[0, k, j - first] = X[start + k, j] - center[j]
 
 
 @_inlined
@@ -425,25 +435,14 @@ def _add_gram(panels: Array, factors: Array, m: int, scaled: Array, gram: Array)
         for i in range(m):
             at = (g * room + i) * LANES
             store(scaled, at, spread(factors[i]) * load(panels, at))
+    size = room * LANES
     for g in range(n_panels):
-        at = g * room * LANES
-        for a in range(0, (g + 1) * LANES, _TILE):
-            scalars = a // LANES * room * LANES + a % LANES
-            _add_tile(
-                scaled,
-                scalars,
-                1,
-                LANES,
-                panels,
-                at,
-                m,
-                gram,
-                a * n_panels * LANES + g * LANES,
-                n_panels,
-            )
+        for a in range(g + 1):
+            to = (a * LANES * n_panels + g) * LANES
+            _add_tile(scaled, a * size, 1, LANES, panels, g * size, m, gram, to, n_panels)
 
 
-@_inlined
+@_copied
 def _add_tile(
     scalars: Array,
     at: int,
@@ -456,18 +455,26 @@ def _add_tile(
     to: int,
     n_panels: int,
 ) -> None:
-    """Add, in row order, four multiples of each row of a panel to four rows of sums."""
+    """Add, in row order, eight multiples of each row of a panel to eight rows of sums."""
     scalars = scalars.reshape(scalars.size)
-    s0 = s1 = s2 = s3 = spread(0.0)
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
     for i in range(m):
         row = load(panels, panel + i * LANES)
         s0 += spread(scalars[at]) * row
         s1 += spread(scalars[at + output_step]) * row
         s2 += spread(scalars[at + 2 * output_step]) * row
         s3 += spread(scalars[at + 3 * output_step]) * row
+        s4 += spread(scalars[at + 4 * output_step]) * row
+        s5 += spread(scalars[at + 5 * output_step]) * row
+        s6 += spread(scalars[at + 6 * output_step]) * row
+        s7 += spread(scalars[at + 7 * output_step]) * row
         at += row_step
     step = n_panels * LANES
     store(sums, to, load(sums, to) + s0)
     store(sums, to + step, load(sums, to + step) + s1)
     store(sums, to + 2 * step, load(sums, to + 2 * step) + s2)
     store(sums, to + 3 * step, load(sums, to + 3 * step) + s3)
+    store(sums, to + 4 * step, load(sums, to + 4 * step) + s4)
+    store(sums, to + 5 * step, load(sums, to + 5 * step) + s5)
+    store(sums, to + 6 * step, load(sums, to + 6 * step) + s6)
+    store(sums, to + 7 * step, load(sums, to + 7 * step) + s7)
