@@ -112,15 +112,16 @@ class ProximalNewton:
     Notes
     -----
     The gap is the objective less the value of a dual point. Let e be the subgradient of least norm
-    and S some coordinates, outside of which e is zero: those where the point is not zero, or all
-    that there is a Hessian of. With :math:`d = -H_{SS}^{-1} e_S` and the rows' scores
-    :math:`\delta_i = x_{iS}^T d`, add :math:`\phi''_i \delta_i` to the derivatives of the losses.
-    That makes the conditions of the coordinates in S exact; those of the others, that derivatives
-    are within the weights, hold where
-    :math:`|g_j| + \sqrt{H_{jj}} \lambda \le l_j` with :math:`\lambda^2 = e_S^T H_{SS}^{-1} e_S`, by
-    Cauchy and Schwarz. For a squared loss the gap is :math:`\lambda^2 / 2`. For logarithmic losses
-    it is a divergence of the probabilities :math:`p_k (1 + u_k)` from :math:`p_k`, with
-    :math:`|u_k|` at most the largest difference a of a row's :math:`\delta`; from
+    and S some coordinates, outside of which e is zero. With :math:`d = -H_{SS}^{-1} e_S` and the
+    rows' scores :math:`\delta_i = x_{iS}^T d`, add :math:`\phi''_i \delta_i` to the derivatives of
+    the losses. That makes the conditions of the coordinates in S exact; those of the others are
+    that derivatives are within the weights, :math:`|g_j + H_{jS} d| \le l_j`, and hold without
+    these rows of the Hessian where :math:`|g_j| + \sqrt{H_{jj}} \lambda \le l_j` with
+    :math:`\lambda^2 = e_S^T H_{SS}^{-1} e_S`, by Cauchy and Schwarz.
+
+    For a squared loss the gap is :math:`\lambda^2 / 2`. For logarithmic losses it is a divergence
+    of the probabilities :math:`p_k (1 + u_k)` from :math:`p_k`, with :math:`|u_k|` at most the
+    largest difference a of a row's :math:`\delta`; from
     :math:`(1 + u) \log(1 + u) - u \le u^2 (a + (1 - a) \log(1 - a)) / a^2` it is at most
     :math:`\lambda^2 (a + (1 - a) \log(1 - a)) / a^2`, which is little more than
     :math:`\lambda^2 / 2`.
@@ -295,33 +296,27 @@ class ProximalNewton:
         own : ndarray of int
             Coordinates that its Hessian is of.
         """
-        least = least_subgradient(point, evaluation.gradient, self.absolute)
-        is_needed = (point[own] != 0.0) | (least[own] != 0.0) | (self.absolute[own] == 0.0)
-        gap, unsure = self._bound(evaluation, least, own, np.flatnonzero(is_needed))
-        if unsure.any() and not is_needed.all():
-            gap, unsure = self._bound(evaluation, least, own, np.arange(len(own)))
-        return gap, unsure
-
-    def _bound(
-        self, evaluation: Evaluation, least: Array, own: NDArray[np.intp], part: NDArray[np.intp]
-    ) -> tuple[float, NDArray[np.bool_]]:
-        """That by the Newton step on a part of the Hessian's coordinates."""
         if evaluation.hessian is None:
             raise ValueError("the gap is bounded with a Hessian")
-        chosen = own[part]
-        gap, decrement2 = 0.0, 0.0
-        if len(chosen):
-            hessian = evaluation.hessian[np.ix_(part, part)]
-            part_of = Evaluation(evaluation.value, least[chosen], hessian)
-            direction, rounding = newton_direction(part_of, self.goal.self_concordance == 0.0)
-            decrement2 = max(float(-(least[chosen] @ direction)), 0.0)
-            extent = np.tile(self.goal.row_extent, len(least) // self._n_terms)[chosen]
+        least = least_subgradient(point, evaluation.gradient, self.absolute)
+        is_needed = (point[own] != 0.0) | (least[own] != 0.0) | (self.absolute[own] == 0.0)
+        part = np.flatnonzero(is_needed)
+        gap, decrement2, moved = 0.0, 0.0, evaluation.gradient.copy()
+        if len(part):
+            rows = evaluation.hessian[part]
+            step_of = Evaluation(evaluation.value, least[own[part]], rows[:, part])
+            direction, rounding = newton_direction(step_of, self.goal.self_concordance == 0.0)
+            decrement2 = max(float(-(step_of.gradient @ direction)), 0.0)
+            extent = np.tile(self.goal.row_extent, len(least) // self._n_terms)[own[part]]
             change = self.goal.self_concordance * largest_change(direction, extent)
             gap = decrement2 * _growth(change) + rounding
-        unsure = np.ones(len(least), dtype=bool)
-        unsure[chosen] = False
-        slack = self.absolute[unsure] - np.abs(evaluation.gradient[unsure])
-        unsure[unsure] = slack < np.sqrt(self.curvature[unsure] * decrement2)
+            moved[own] += direction @ rows
+        # A dual point that is beyond by rounding is one when it is scaled, for as little.
+        gap += _ROUNDING * abs(evaluation.value)
+        slack = (1.0 + _ROUNDING) * self.absolute - np.abs(moved)
+        unsure = slack < np.sqrt(self.curvature * decrement2)
+        unsure[own] = slack[own] < 0.0
+        unsure[own[part]] = False
         return gap, unsure
 
     def _chosen(self, better: Array, excess: Array, joining: NDArray[np.bool_]) -> NDArray[np.intp]:
