@@ -224,3 +224,12 @@ def test_ridge_without_penalty_takes_part_in_folds_and_not_where_each_row_is_lef
         RidgeCV(alphas=[0.0, 1.0]).fit(X, y)
     with pytest.raises(ValueError, match="can be summed"):
         RidgeCV(scoring="max_error").fit(X, y)
+
+
+@pytest.mark.parametrize("cv", [None, 3])
+def test_ridge_takes_as_few_passes_for_many_rows(cv):
+    X, y, _ = regression(n=20_000, p=3)
+    other = sk.RidgeCV(cv=cv).fit(X, y)
+    mine = RidgeCV(cv=cv, runtime=LOCAL).fit(X, y)
+    assert (mine.alpha_, mine.n_passes_) == (other.alpha_, 3)
+    np.testing.assert_allclose(mine.coef_, other.coef_, rtol=1e-9)

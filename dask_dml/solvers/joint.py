@@ -1,9 +1,8 @@
 """Newton's method for many problems on the same rows: penalties times folds.
 
 The sums over rows at one point serve every problem: each takes its own training rows' share of
-them, fold by fold, and adds its own penalty. So all problems step from a few shared points, and a
-step is good enough where its certificate says so; only problems for which it does not get points
-of their own.
+them, fold by fold, and adds its own penalty. So all problems step from a few shared points. What a
+step leaves is estimated, and only problems to which it leaves too much get further points.
 """
 
 from __future__ import annotations
@@ -267,7 +266,9 @@ class JointNewton:
         """
         trial = state.trial
         n_rows, d = self.problems[0].survey.n_rows, trial[0].size
-        least = _ROWS_A_COORDINATE * d / n_rows
+        # What is quadratic is solved by one step with all rows.
+        is_quadratic = self.problems[0].loss.self_concordance == 0.0
+        least = 1.0 if is_quadratic else _ROWS_A_COORDINATE * d / n_rows
         if not np.all(np.isfinite(state.value[members])):
             return [trial[members[0]]], _whole_or(least)
         multiplier = np.array([self.problems[self.members[i].penalty].multiplier for i in members])
