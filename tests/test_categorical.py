@@ -187,6 +187,19 @@ def test_other_categories_than_those_of_the_fit_are_named(frame, tmp_path):
         model.predict(other)
 
 
+def test_rows_of_a_test_get_the_categories_of_the_fit(frame, tmp_path):
+    train = ingested(frame, tmp_path / "a.zarr", "late", frame)
+    assert train.categories == {"carrier": ["AA", "UA", "WN"], "month": list(range(1, 8))}
+    model = LogisticRegression().fit(train)
+    fewer = frame[frame["carrier"] != "UA"]
+    test = ingested(fewer, tmp_path / "b.zarr", "late", fewer, categorical=train.categories)
+    expected = model.predict(train).compute()[frame["carrier"] != "UA"]
+    np.testing.assert_array_equal(model.predict(test).compute(), expected)
+    unseen = frame.assign(carrier=frame["carrier"].replace("UA", "ZZ"))
+    with pytest.raises(IngestError, match=r"'carrier' .* not among its categories: ZZ"):
+        ingested(unseen, tmp_path / "c.zarr", "late", unseen, categorical=train.categories)
+
+
 def test_rows_that_are_all_categories(frame, tmp_path):
     only = frame[["carrier", "month", "late"]]
     dataset = dml.ingest(only, tmp_path / "d.zarr", "late", categorical=["carrier", "month"])

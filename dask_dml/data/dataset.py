@@ -106,6 +106,8 @@ class Dataset:
         How the features lie in the store.
     n_values : int or None
         Values that are stored of sparse features.
+    categories : dict of str to list
+        Categories, in order, of the columns of which codes are stored; see `ingest`.
     block_nbytes : tuple of int
         Bytes of the features of each row of blocks, in memory.
     url : str
@@ -127,6 +129,7 @@ class Dataset:
         self.n_rows, self.n_columns = grid.n_rows, grid.n_columns
         self.storage = self._features.storage
         self.n_values = self._features.n_values
+        self.categories = self._features.categories
         self.block_nbytes = self._features.block_nbytes(grid)
         self.url = place.url
         self.classes = _classes(manifest)

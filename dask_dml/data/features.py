@@ -12,7 +12,7 @@ the other features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -51,6 +51,8 @@ class Features(Protocol):
         Of the values.
     n_values : int or None
         Values that are stored, where it is not all of them.
+    categories : dict of str to list
+        Categories of the columns of which codes are stored.
     names : tuple of str
         Names of the arrays; ``sample/`` and the same of those of the sample.
     """
@@ -61,6 +63,8 @@ class Features(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     @property
     def n_values(self) -> int | None: ...
+    @property
+    def categories(self) -> dict[str, list[Any]]: ...
     @property
     def names(self) -> tuple[str, ...]: ...
 
@@ -113,7 +117,7 @@ def features_of(manifest: dict[str, Any]) -> Features:
     said = manifest["features"]
     dtype = np.dtype(manifest["dtype"])
     if "categories" in said:
-        return CategoricalFeatures(dtype, said["numbers"], tuple(said["categories"]))
+        return CategoricalFeatures(dtype, said["numbers"], dict(said["categories"]))
     return (
         SparseFeatures(dtype, tuple(said["values"])) if "values" in said else DenseFeatures(dtype)
     )
@@ -126,6 +130,7 @@ class DenseFeatures:
     dtype: np.dtype[Any]
     storage: str = "dense"
     n_values: None = None
+    categories: dict[str, list[Any]] = field(default_factory=dict)
     names: tuple[str, ...] = ("X",)
 
     def grid(self, arrays: dict[str, Array], n_rows: int, n_columns: int) -> BlockGrid:
@@ -196,6 +201,7 @@ class SparseFeatures:
     dtype: np.dtype[Any]
     values: tuple[int, ...]
     storage: str = "sparse"
+    categories: dict[str, list[Any]] = field(default_factory=dict)
     names: tuple[str, ...] = ("X/data", "X/indices", "X/indptr")
 
     @classmethod
@@ -316,15 +322,20 @@ class CategoricalFeatures:
     dtype : dtype
         Of the numbers.
     n_numbers : int
-    sizes : tuple of int
-        Categories of each group.
+    categories : dict of str to list
+        Categories of each column, in order.
     """
 
     dtype: np.dtype[Any]
     n_numbers: int
-    sizes: tuple[int, ...]
+    categories: dict[str, list[Any]]
     storage: str = "categorical"
     n_values: None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of categories of each column."""
+        return tuple(map(len, self.categories.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -413,8 +424,8 @@ class CategoricalFeatures:
         return tuple(n * row for n in grid.row_chunks)
 
     def manifest(self) -> dict[str, Any]:
-        """Columns of numbers, and categories of each group."""
-        return {"numbers": self.n_numbers, "categories": list(self.sizes)}
+        """Number of the other features, and the categories of each column."""
+        return {"numbers": self.n_numbers, "categories": self.categories}
 
 
 def _read_categories(

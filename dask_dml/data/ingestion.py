@@ -8,7 +8,7 @@ turns the columns into floats and writes them, a row of blocks at a time and in 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Literal, cast, get_args
@@ -60,7 +60,7 @@ def ingest(
     *,
     drop: Sequence[str] = (),
     one_hot: Sequence[str] = (),
-    categorical: Sequence[str] = (),
+    categorical: Sequence[str] | Mapping[str, Sequence[Any]] = (),
     ids: str | None = None,
     sample_weight: str | None = None,
     missing: Missing = "error",
@@ -87,10 +87,11 @@ def ingest(
     one_hot : sequence of str
         Columns to replace by an indicator column for each of their values, in sorted order and
         named like ``carrier=AA``.
-    categorical : sequence of str
+    categorical : sequence of str, or dict of str to sequence
         The same, behind all other features, but only the number of its category is stored of a row,
-        and the indicators are never written out: for many categories. Where ``missing="keep"``, a
-        row without a value has 0 in all of them. Files and frames of this process only.
+        and the indicators are never written out: for many categories. A dict says the categories
+        too, such as ``train.categories`` for the rows of a test. Where ``missing="keep"``, a row
+        without a value has 0 in all of them. Files and frames of this process only.
     ids, sample_weight : str, optional
         Columns that name and weight the rows.
     missing : {"error", "drop", "keep"}
@@ -191,14 +192,14 @@ class _Roles:
 
     features: list[str]
     one_hot: frozenset[str]
-    categorical: frozenset[str]
+    categorical: Mapping[str, Sequence[Any] | None]
     target: str
     ids: str | None
     sample_weight: str | None
 
     @property
     def encoded(self) -> frozenset[str]:
-        return self.one_hot | self.categorical
+        return self.one_hot | frozenset(self.categorical)
 
     @property
     def columns(self) -> list[str]:
@@ -234,31 +235,32 @@ class _Recipe:
     drops_rows: bool
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Categories of each column of which the codes are stored."""
+    def coded(self) -> dict[str, list[Any]]:
+        """Categories of the columns of which the codes are stored."""
         roles = self.roles
-        return tuple(len(self.categories[c]) for c in roles.features if c in roles.categorical)
+        return {c: self.categories[c] for c in roles.features if c in roles.categorical}
 
     @property
     def n_numbers(self) -> int:
         """Features that are stored as numbers."""
-        return len(self.names) - sum(self.sizes)
+        return len(self.names) - sum(map(len, self.coded.values()))
 
     @property
     def features(self) -> Features:
         """How the features are stored."""
-        if not self.sizes:
+        if not self.coded:
             return DenseFeatures(self.dtype)
-        return CategoricalFeatures(self.dtype, self.n_numbers, self.sizes)
+        return CategoricalFeatures(self.dtype, self.n_numbers, self.coded)
 
     @property
     def row_nbytes(self) -> int:
         """Bytes of the features of a row."""
-        return self.n_numbers * self.dtype.itemsize + 4 * len(self.sizes)
+        return self.n_numbers * self.dtype.itemsize + 4 * len(self.coded)
 
     def block(self, numbers: NDArray[Any], columns: dict[str, NDArray[Any]]) -> CategoricalBlock:
         """Numbers, and the codes beside them, which are taken out there."""
-        return CategoricalBlock(numbers, columns.pop("codes"), self.sizes)
+        sizes = tuple(map(len, self.coded.values()))
+        return CategoricalBlock(numbers, columns.pop("codes"), sizes)
 
     def n_rows(self, profile: _Profile) -> int:
         """Return how many of the profiled rows are written."""
@@ -270,7 +272,7 @@ def _check_roles(
     target: str | None,
     drop: Sequence[str],
     one_hot: Sequence[str],
-    categorical: Sequence[str],
+    categorical: Sequence[str] | Mapping[str, Sequence[Any]],
     ids: str | None,
     sample_weight: str | None,
 ) -> _Roles:
@@ -298,7 +300,8 @@ def _check_roles(
     features = [name for name in columns if name not in apart]
     if not features:
         raise IngestError("no feature is left: all columns are target, ids, weights or dropped")
-    return _Roles(features, frozenset(one_hot), frozenset(categorical), target, ids, sample_weight)
+    known = categorical if isinstance(categorical, Mapping) else dict.fromkeys(categorical)
+    return _Roles(features, frozenset(one_hot), known, target, ids, sample_weight)
 
 
 def _missing_rows(column: Any) -> NDArray[np.bool_]:
@@ -352,6 +355,9 @@ def _make_recipe(
     categories = {
         name: _categories(profile, name) for name in roles.features if name in roles.encoded
     }
+    for name, given in roles.categorical.items():
+        if given is not None:
+            categories[name] = _given_categories(name, list(given), categories[name], label)
     names: list[str] = []
     for name in sorted(roles.features, key=roles.categorical.__contains__):
         names += [f"{name}={v}" for v in categories[name]] if name in categories else [name]
@@ -445,6 +451,17 @@ def _categories(profile: _Profile, name: str) -> list[Any]:
     if any(isinstance(value, str) for value in distinct):
         return sorted(set(pa.array(distinct, pa.string()).cast(_arrow_type(kind)).to_pylist()))
     return sorted(distinct)
+
+
+def _given_categories(name: str, given: list[Any], found: list[Any], label: str) -> list[Any]:
+    unseen = [str(value) for value in found if value not in given]
+    if unseen:
+        raise IngestError(
+            f"column {name!r} of {label} has values that are not among its categories: "
+            f"{_listed(unseen)}. Drop their rows, or make them missing and pass missing='keep', "
+            "which leaves them in no category"
+        )
+    return given
 
 
 def _encode(table: Table, recipe: _Recipe) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
