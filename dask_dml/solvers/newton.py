@@ -98,8 +98,9 @@ class Newton:
         refined = quadratic and not first and newton.decrement2 > -0.25 * state.slope
         if refined or is_negligible(evaluation.value, 0.5 * newton.decrement2):
             return replace(accepted, reason=CONVERGED)
-        if evaluation.value <= self.goal.vanishing and not np.isfinite(gap_here):
-            return replace(accepted, reason=VANISHED)
+        if evaluation.value <= self.goal.vanishing:
+            # A perfect fit, of which nothing is left but rounding; or one without an optimum.
+            return replace(accepted, reason=CONVERGED if np.isfinite(gap_here) else VANISHED)
         if n_iter >= self.goal.max_iter:
             return replace(accepted, reason=MAX_ITER)
         return accepted
