@@ -19,6 +19,7 @@ from dask_dml.linear_model import (
     LinearSVR,
     LogisticRegression,
     PoissonRegressor,
+    QuantileRegressor,
     Ridge,
     TweedieRegressor,
 )
@@ -36,6 +37,7 @@ LOCAL = dml.Runtime(client="local")
         Lasso(),
         ElasticNet(),
         HuberRegressor(),
+        QuantileRegressor(),
         LinearSVC(),
         LinearSVR(),
         PoissonRegressor(),

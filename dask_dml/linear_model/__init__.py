@@ -6,7 +6,7 @@ from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, 
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge, RidgeCV
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
 from dask_dml.linear_model.models import load_model
-from dask_dml.linear_model.robust import HuberRegressor
+from dask_dml.linear_model.robust import HuberRegressor, QuantileRegressor
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "LogisticRegression",
     "LogisticRegressionCV",
     "PoissonRegressor",
+    "QuantileRegressor",
     "Ridge",
     "RidgeCV",
     "TweedieRegressor",

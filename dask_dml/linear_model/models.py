@@ -15,7 +15,7 @@ from dask_dml.linear_model.elastic_net_cv import ElasticNetCV, LassoCV
 from dask_dml.linear_model.generalised import GammaRegressor, PoissonRegressor, TweedieRegressor
 from dask_dml.linear_model.least_squares import LinearRegression, Ridge, RidgeCV
 from dask_dml.linear_model.logistic import LogisticRegression, LogisticRegressionCV
-from dask_dml.linear_model.robust import HuberRegressor
+from dask_dml.linear_model.robust import HuberRegressor, QuantileRegressor
 from dask_dml.linear_model.svm import LinearSVC, LinearSVR
 
 ESTIMATORS: dict[str, type[LinearEstimator]] = {
@@ -34,6 +34,7 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
         GammaRegressor,
         TweedieRegressor,
         HuberRegressor,
+        QuantileRegressor,
         LinearSVC,
         LinearSVR,
     )

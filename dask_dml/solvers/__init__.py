@@ -7,6 +7,7 @@ from dask_dml.solvers.newton import Newton
 from dask_dml.solvers.perspective import PerspectiveNewton
 from dask_dml.solvers.proximal import ProximalNewton
 from dask_dml.solvers.relay import Relay
+from dask_dml.solvers.smoothing import SmoothingNewton
 from dask_dml.solvers.subsampled import SubsampledNewton
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PerspectiveNewton",
     "ProximalNewton",
     "Relay",
+    "SmoothingNewton",
     "Solver",
     "SolverState",
     "StoredState",
