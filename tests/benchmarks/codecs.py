@@ -48,7 +48,7 @@ STORAGE = {
 READERS = 2
 # Blocks that a reader has on their way: the one in use, and the one that is read ahead.
 IN_FLIGHT = 2
-TURNS = 5
+TURNS = 3
 
 
 class SlowStore(WrapperStore[LocalStore]):

@@ -14,7 +14,7 @@ from figures import Contender, Figure, Part
 from dask_dml.datasets import flights
 
 # Decoded bytes of each kind of data.
-NBYTES = 256_000_000
+NBYTES = 128_000_000
 DEFAULT = {"codec": "blosc-lz4", "block_mb": 32, "pipeline": "zarr"}
 
 
