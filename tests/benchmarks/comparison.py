@@ -23,7 +23,7 @@ from works import GAP, Array, Target, Work, objective
 
 # A program may read and warm up so long, and its fit may take so long: no longer than a few times
 # the fastest so far, since beyond that it does not matter, but never cut short before that.
-READY_S = 150.0
+READY_S = 60.0
 LIMIT_S = 150.0
 LEAST_LIMIT_S = 20.0
 LIMIT_TIMES = 2.0

@@ -200,8 +200,13 @@ def _dask_client() -> Any:
     )
 
 
+def _dask_part(path: Path, start: int, stop: int) -> Any:
+    return np.load(path, mmap_mode="r")[start:stop].copy()
+
+
 def dask_ml(task: Task, rows: Rows) -> Fit:
     import dask.array as da
+    from dask import delayed
     from dask_ml import linear_model
     from distributed import wait
 
@@ -209,12 +214,15 @@ def dask_ml(task: Task, rows: Rows) -> Fit:
         raise UnsupportedError("has two classes only")
     n_rows, n_columns = rows.X.shape
     height = -(-n_rows // DASK_CHUNKS)
-    X, y = _dask_client().persist(
-        [
-            da.from_array(rows.X, chunks=(height, n_columns)),
-            da.from_array(rows.y.astype(np.float64), chunks=height),
-        ]
-    )
+    xs, ys = [], []
+    # Read by the workers: a graph with all the rows in it would take long to send.
+    part = delayed(_dask_part, pure=False)
+    for start in range(0, n_rows, height):
+        stop = min(start + height, n_rows)
+        x, target = (part(rows.folder / f"{name}.npy", start, stop) for name in ("X", "y"))
+        xs.append(da.from_delayed(x, (stop - start, n_columns), dtype=rows.X.dtype))
+        ys.append(da.from_delayed(target, (stop - start,), dtype=rows.y.dtype))
+    X, y = _dask_client().persist([da.concatenate(xs), da.concatenate(ys).astype(np.float64)])
     wait([X, y])
     # Sums, and half the squares or the absolute values of coefficients, over C.
     multiplier = task.strength if task.is_logistic else 1.0 / task.mean_strength(n_rows) / n_rows
