@@ -214,6 +214,13 @@ for p, loss in [*((20, loss) for loss in losses), (250, MultinomialLoss(3))]:
     sums = block_statistics(Request(loss, theta, np.zeros(p), 2), rows, y, None)
     whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()
     found[f"{p} {loss}"] = hashlib.sha256(whole).hexdigest()
+numbers = np.arange(3000) * 0.1 + X[:3000]
+survey = survey_block(
+    TargetKind.NUMBERS, ("",) * 20, 0, X.reshape(-1, 20), numbers, X[:3000] + 0.6, with_moments=True
+)
+arrays = [survey.moment1, survey.moment2, survey.moments.mean, survey.moments.scatter]
+arrays.append(np.array([survey.target_moment1, survey.target_moment2, survey.weight]))
+found["survey"] = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 sparse = scipy.sparse.csr_array(np.where(X > 0.3, X, 0).reshape(-1, 20))
 for loss in (LogisticLoss(), MultinomialLoss(3)):
     theta = np.linspace(-3.0, 3.0, loss.n_outputs * 21).reshape(loss.n_outputs, 21)

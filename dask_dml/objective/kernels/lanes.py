@@ -105,8 +105,8 @@ def prefetch(typing: Any, array: Any, offset: Any) -> Any:
             "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), (byte, number, number, number))
         )
         pointer = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
-        # To read; to be kept in the nearest cache; data, not instructions.
-        builder.call(function, [pointer, *(ir.Constant(number, k) for k in (0, 3, 1))])
+        # To read; to the second nearest cache, since the nearest is in use; data, not instructions.
+        builder.call(function, [pointer, *(ir.Constant(number, k) for k in (0, 2, 1))])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), lower

@@ -47,7 +47,7 @@ _TILE = 8
 _WIDE_TERMS = 128
 _WIDE_BYTES = 512 * 1024
 # How far ahead rows are fetched from memory, which takes as long as all else.
-_ROWS_AHEAD = 32
+_ROWS_AHEAD = 64
 
 
 def _padded(n_terms: int) -> int:
