@@ -45,9 +45,7 @@ def test_the_optimum_is_that_of_the_linear_programme(quantile, alpha, fit_interc
     least = objective(expected, X, y, weight)
     assert model.gap_ <= 1e-8
     assert objective(model, X, y, weight) <= least * (1.0 + 1e-8)
-    if (
-        quantile != 0.1 or weighted
-    ):  # where 250 rows times the quantile are whole, there may be many
+    if weighted:  # rows of equal weights may have many optima
         np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-6)
         np.testing.assert_allclose(model.intercept_, expected.intercept_, atol=1e-6)
 
