@@ -146,7 +146,7 @@ def bench_memory(scale: float) -> Part:
     """Resident memory of the client and of the workers while fitting."""
     n_rows = int(12_000_000 * scale)
     with cluster(memory_limit="8GB") as client:
-        X, y = client.persist(higgs_like(n_rows))
+        X, y = client.persist(higgs_like(n_rows, chunk_rows=min(250_000, n_rows // 8)))
         wait([X, y])
         # Memory that making the data has left behind is not the fit's.
         client.run(_trim_memory)
