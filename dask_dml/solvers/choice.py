@@ -87,13 +87,13 @@ def _automatic(problem: Problem, goal: Goal, sampled: Sampled | None) -> Choice:
     if sampled is not None:
         n_terms, metric = problem.n_terms, sampled.metric
         first = SubsampledNewton(goal, n_rows, n_terms, (1.0,), metric, sampled.share)
-        share = f"{100.0 * sampled.share:.2g} %"
+        share = f"{100.0 * sampled.share:.3g} %"
         why = f"{what}: {share} of them were solved first, in this process"
         return Choice(Relay(first, Newton(goal), goal.tol), why)
     if WIDE <= d <= min(_HESSIAN_COORDINATES, n_rows / _ROWS_A_COORDINATE):
         shares = growing_shares(n_rows, problem.n_terms)
         first = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
-        stages = ", ".join(f"{100.0 * share:.2g} %" for share in shares)
+        stages = ", ".join(f"{100.0 * share:.3g} %" for share in shares)
         why = f"{what}: solved on {stages} of the rows one after the other"
         return Choice(Relay(first, Newton(goal), goal.tol), why)
     several = problem.loss.n_outputs > 1

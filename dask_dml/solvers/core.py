@@ -59,14 +59,14 @@ class Ask(NamedTuple):
     @property
     def what(self) -> str:
         """In words, such as "gradient, and Hessian of 10 % of the rows"."""
-        rows = "" if self.share == 1.0 else f" of {100.0 * self.share:.2g} % of the rows"
+        rows = "" if self.share == 1.0 else f" of {100.0 * self.share:.3g} % of the rows"
         if self.order == 1:
             return f"gradient{rows}"
         hessian = "Hessian" if self.terms is None else f"Hessian of {len(self.terms)} terms"
         if self.gram_share == 1.0:
             return f"gradient and {hessian}{rows}"
         share = 100.0 * self.share * self.gram_share
-        return f"gradient{rows}, and {hessian} of {share:.2g} % of the rows"
+        return f"gradient{rows}, and {hessian} of {share:.3g} % of the rows"
 
 
 @dataclass(frozen=True, slots=True)

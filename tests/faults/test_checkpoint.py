@@ -121,7 +121,11 @@ def test_a_fit_goes_on_after_any_round_with_the_same_bits(name, tmp_path):
         # One more survey, and one more evaluation to see that it is the same data; but where the
         # survey is all that was evaluated.
         last = expected.history_["what"].iloc[number]
-        assert resumed.n_passes_ == expected.n_passes_ + (1 if "from the survey" in last else 2)
+        spent = 1 if "from the survey" in last else 2
+        if name == "least squares" and number == n_rounds - 1:
+            # Without a penalty the last round's Hessian is for inference, and is not kept.
+            spent += 1
+        assert resumed.n_passes_ == expected.n_passes_ + spent
         (event,) = resumed.faults_.to_dict("records")
         assert event["kind"] == "checkpoint-resumed"
         assert event["round"] == number

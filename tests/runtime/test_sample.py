@@ -119,7 +119,7 @@ def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
     assert n_rounds <= 4
     # The sample has given the metric: a Hessian is formed to certify the end alone.
     assert list(model.history_["what"]) == ["gradient"] * (n_rounds - 1) + ["gradient and Hessian"]
-    assert model.history_.attrs["why"].endswith("3.1 % of them were solved first, in this process")
+    assert model.history_.attrs["why"].endswith("3.12 % of them were solved first, in this process")
     spent = model.n_passes_ - 1.0 - n_rounds
     assert SHARE <= spent < 0.5
     assert model.history_["passes"].iloc[-1] == model.n_passes_
