@@ -31,11 +31,18 @@ from dask_dml.data.store import check_free, find_place, load_arrays
 from dask_dml.errors import DaskDMLError, StoreExistsError, StoreFormatError
 from dask_dml.estimator import SOLVERS, LinearEstimator
 from dask_dml.linear_model import (
+    ElasticNet,
     GammaRegressor,
+    HuberRegressor,
+    Lasso,
     LinearRegression,
+    LinearSVC,
+    LinearSVR,
     LogisticRegression,
     PoissonRegressor,
+    QuantileRegressor,
     Ridge,
+    TweedieRegressor,
     load_model,
 )
 from dask_dml.objective.blocks import blas_environment
@@ -59,8 +66,15 @@ ESTIMATORS: dict[str, type[LinearEstimator]] = {
     "logistic-regression": LogisticRegression,
     "linear-regression": LinearRegression,
     "ridge": Ridge,
+    "lasso": Lasso,
+    "elastic-net": ElasticNet,
     "poisson-regression": PoissonRegressor,
     "gamma-regression": GammaRegressor,
+    "tweedie-regression": TweedieRegressor,
+    "huber-regression": HuberRegressor,
+    "quantile-regression": QuantileRegressor,
+    "linear-svc": LinearSVC,
+    "linear-svr": LinearSVR,
 }
 COLUMNS_SHOWN = 30
 NAMES_SHOWN = 10
@@ -221,17 +235,33 @@ def info_command(store: str, as_json: bool) -> None:
     "--C",
     "C",
     type=click.FloatRange(min=0.0, min_open=True),
-    help="Inverse strength of the penalty of logistic-regression; by default 1.",
+    help="Inverse strength of the penalty of a classifier or linear-svr; by default 1.",
 )
 @click.option(
     "--alpha",
     type=click.FloatRange(min=0.0),
-    help="Strength of the penalty of ridge; by default 1.",
+    help="Strength of the penalty of a regression; by default that of its estimator.",
+)
+@click.option(
+    "--l1-ratio",
+    type=click.FloatRange(0.0, 1.0),
+    help="Share of absolute values in the penalty of logistic-regression or elastic-net.",
+)
+@click.option(
+    "--quantile",
+    type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True),
+    help="What quantile-regression estimates; by default 0.5, the median.",
+)
+@click.option("--power", type=float, help="Of the variance, in tweedie-regression.")
+@click.option(
+    "--epsilon",
+    type=click.FloatRange(min=0.0),
+    help="Where huber-regression turns from squares, or up to which linear-svr has no loss.",
 )
 @click.option(
     "--class-weight",
     type=click.Choice(["balanced"]),
-    help="Weight the classes of logistic-regression inversely to their frequency.",
+    help="Weight the classes of a classifier inversely to their frequency.",
 )
 @click.option(
     "--tol",
@@ -257,6 +287,10 @@ def fit_command(
     estimator: str,
     C: float | None,
     alpha: float | None,
+    l1_ratio: float | None,
+    quantile: float | None,
+    power: float | None,
+    epsilon: float | None,
     class_weight: str | None,
     tol: float,
     max_iter: int,
@@ -269,7 +303,15 @@ def fit_command(
     as_json: bool,
 ) -> None:
     """Fit a model on a dataset, and save it."""
-    own = {"C": C, "alpha": alpha, "class_weight": class_weight}
+    own = {
+        "C": C,
+        "alpha": alpha,
+        "l1_ratio": l1_ratio,
+        "quantile": quantile,
+        "power": power,
+        "epsilon": epsilon,
+        "class_weight": class_weight,
+    }
     given = {name: value for name, value in own.items() if value is not None}
     kind = ESTIMATORS[estimator]
     for name in given.keys() - kind().get_params().keys():

@@ -18,7 +18,14 @@ from sklearn import metrics
 
 import dask_dml as dml
 from dask_dml.cli import main
-from dask_dml.linear_model import LinearRegression, LogisticRegression, Ridge
+from dask_dml.linear_model import (
+    ElasticNet,
+    LinearRegression,
+    LinearSVR,
+    LogisticRegression,
+    QuantileRegressor,
+    Ridge,
+)
 
 COMMANDS = ("demo", "ingest", "info", "fit", "predict", "evaluate", "chaos", "faults")
 LABELS = np.array(["early", "late", "on time"], dtype=object)
@@ -251,6 +258,9 @@ class TestFit:
         [
             (["ridge", "--alpha", "2.5"], Ridge(alpha=2.5)),
             (["linear-regression", "--no-intercept"], LinearRegression(fit_intercept=False)),
+            (["elastic-net", "--alpha", "0.1", "--l1-ratio", "0.7"], ElasticNet(0.1, l1_ratio=0.7)),
+            (["quantile-regression", "--quantile", "0.3"], QuantileRegressor(quantile=0.3)),
+            (["linear-svr", "--C", "0.5", "--epsilon", "0.2"], LinearSVR(C=0.5, epsilon=0.2)),
         ],
     )
     def test_regressors(self, stores, tmp_path, options, expected):
