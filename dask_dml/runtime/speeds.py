@@ -35,7 +35,7 @@ class Speeds:
     def __init__(self, block_nbytes: Sequence[float]) -> None:
         self._block_nbytes = block_nbytes
         self._speed: dict[str, float] = {}
-        self._late_once: set[str] = set()
+        self._tried: set[str] = set()
 
     def learn(
         self,
@@ -59,12 +59,16 @@ class Speeds:
             speed = self._speed[worker]
             typical = statistics.median(known) if known else speed
             self._speed[worker] = max(speed, min(speed * _FORGIVEN, typical))
-        self._speed |= measured
+        # The first task of a process has to import and load all that it needs: how slow a newcomer
+        # is shows in its next one.
+        untried = (measured.keys() | {worker for worker, _ in overtaken}) - self._tried
+        for worker, speed in measured.items():
+            is_believed = worker not in untried or not known
+            self._speed[worker] = speed if is_believed else max(speed, statistics.median(known))
         for worker, speed in overtaken:
-            if worker in self._speed or worker in self._late_once:
+            if worker not in untried:
                 self._speed[worker] = min(self._speed.get(worker, math.inf), speed)
-            # The first task of a process has to import all that it needs.
-            self._late_once.add(worker)
+        self._tried |= untried
 
     def capacity(self, threads: Mapping[str, int], placed: Mapping[int, str]) -> dict[str, float]:
         """What each worker can do, to share blocks by; see `dask_dml.runtime.placement.place`.

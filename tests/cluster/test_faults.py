@@ -154,8 +154,11 @@ def test_a_worker_killed_in_the_middle_of_a_round(
 
 
 def test_a_worker_that_joins_is_given_its_share(
-    client, cluster, problem, descent, local, same_bits, on_round
+    client, cluster, problem, descent, local, same_bits, on_round, monkeypatch
 ):
+    # The rounds that are left take less time than passes between two looks at a calm fleet.
+    monkeypatch.setattr("dask_dml.runtime.cluster._LOOK_S", 0.0)
+
     def join():
         cluster.scale(3)
         client.wait_for_workers(3, timeout=60)

@@ -73,6 +73,17 @@ def test_a_round_is_uneven_when_an_able_worker_has_nothing():
     assert not Speeds(NBYTES).is_uneven(many, EVEN)
 
 
+def test_the_first_round_of_a_newcomer_may_be_slow():
+    speeds = speeds_of(a=1000.0, b=1000.0)
+    threads = {**THREADS, "c": 1}
+    placed = {block: "abc"[block % 3] for block in range(8)}
+    late = {"a": 1000.0, "b": 1000.0, "c": 1.0}
+    speeds.learn(late, [("c", 0.5)], threads)
+    assert speeds.capacity(threads, placed)["c"] == 1.0
+    speeds.learn(late, [], threads)
+    assert speeds.capacity(threads, placed)["c"] == 1 / 20
+
+
 def test_the_first_task_of_a_process_may_be_late():
     speeds = speeds_of([("b", 1.0)], a=1e4)
     assert speeds.capacity(THREADS, EVEN) == UNKNOWN
