@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -412,9 +415,19 @@ class NannyWatch(NannyPlugin):
             process = self._nanny.process
             # One that comes up by itself has the old address until it is there, and is spared.
             if process is None or process.status != Status.starting:
+                # At once: one that wakes up in the time it is given to end finds that it is not
+                # wanted, and has its nanny close, which then ends the other one.
+                self._kill_at_once()
                 await self._nanny.kill(timeout=_KILL_S, reason="dml-worker-evicted")
             await self._nanny.instantiate()
         return str(self._nanny.worker_address)
+
+    def _kill_at_once(self) -> None:
+        if self._nanny.status == Status.closing_gracefully:
+            self._nanny.status = Status.running
+        if self._nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._nanny.pid, signal.SIGKILL)
 
 
 async def look_at(pid: int | None) -> ProcessView:

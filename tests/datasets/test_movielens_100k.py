@@ -52,5 +52,5 @@ def test_write_keeps_rows_and_names(data, tmp_path):
     assert train.feature_names == list(data.feature_names)
     assert train.grid.shape[0] >= 8
     X, y = dask.compute(test.X, test.y)
-    np.testing.assert_array_equal(X, data.test_X.toarray())
+    np.testing.assert_array_equal(X.toarray(), data.test_X.toarray())
     np.testing.assert_array_equal(y, data.test_y)
