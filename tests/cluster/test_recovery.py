@@ -210,7 +210,9 @@ def test_scattered_data_that_is_held_twice_survives(
     here = problem.lazy(problem.X, rows=500), y
     same_bits(fitted, descent(runtime=local).fit(*here))
     assert killed[0] in set(fitted.faults_["worker"])
-    assert held == [2, 2]
+    # A task that Dask has run elsewhere, as it may, has left a third.
+    assert len(held) == 2
+    assert min(held) >= 2
 
 
 def test_the_error_of_lost_data_says_what_would_have_saved_it(
