@@ -155,8 +155,11 @@ class Calls:
     def _asked(self, op: str, limit_s: float, **message: Any) -> dict[str, Any] | None:
         """The answer of the scheduler's watcher; None where there is none."""
         scheduler: Any = self._client.scheduler
-        if scheduler is None:  # the client is closed, which tasks say better
-            return None
+        if scheduler is None and self._client.status in ("closing", "closed"):
+            return None  # which tasks say better
+        if scheduler is None:
+            # Tasks would wait for it, however long that is.
+            raise ConnectionError("the connection to the scheduler is lost")
         asking = in_loop(self._client, getattr(scheduler, op)(run=self._run_id, **message))
         try:
             answer = asking.result(limit_s)
