@@ -81,6 +81,9 @@ _IS_POSITIVE = np.array([name in _POSITIVE for name in HIGGS_COLUMNS])
 _IS_PHI = np.array([name.endswith("phi") for name in HIGGS_COLUMNS])
 _IS_B_TAG = np.array([name in _B_TAGS for name in HIGGS_COLUMNS])
 
+# So few that they stay in a core's cache while they are mixed.
+_MIXED_ROWS = 250
+
 Segment = tuple[NDArray[np.float32], NDArray[Any]]
 
 
@@ -121,35 +124,40 @@ def wide(
     seed: int = 0,
     chunk_rows: int = 10_000,
     n_informative: int | None = None,
+    condition: float = 1.0,
 ) -> tuple[da.Array, da.Array]:
-    """Make a binary problem of many independent columns that follows a logistic model.
+    """Make a binary problem of many columns that follows a logistic model.
 
     Parameters
     ----------
     n_rows, n_columns : int
         Shape, at least 1 each.
     score_std : float, default 2.0
-        Standard deviation of the true scores X @ w. At 2 the classes overlap; at 31 they are
+        Standard deviation of the true scores. At 2 the classes overlap; at 31 they are
         nearly separable.
     seed : int, default 0
         Names the problem; not negative.
     chunk_rows : int, default 10_000
         Rows of a chunk. Does not change the values.
     n_informative : int, optional
-        Columns, the first ones, whose coefficients are not 0; all unless told.
+        Columns, the first ones, whose coefficients are not 0; all unless told. Only of
+        independent columns.
+    condition : float, default 1.0
+        Condition number of the columns' covariance, at least 1. At 1 the columns are independent;
+        beyond, they are correlated and of unlike spread. Does not change the scores.
 
     Returns
     -------
     X : dask array of shape (n_rows, n_columns), float32
-        Standard normal.
+        Normal, of mean 0 and mean variance 1.
     y : dask array of shape (n_rows,), int8
-        0 or 1, with P(1) = 1 / (1 + exp(-X @ w)).
+        0 or 1, with P(1) = 1 / (1 + exp(-score)).
 
     Raises
     ------
     ValueError
-        If a size is not positive, `score_std` is negative, the seed is negative or there are not
-        so many columns as `n_informative`.
+        If a size is not positive, `score_std` is negative, the seed is negative, `condition` is
+        below 1, there are not so many columns as `n_informative` or they are not independent.
     """
     if not (score_std >= 0 and math.isfinite(score_std)):
         raise ValueError(f"wide(score_std=...) must be finite and at least 0, got {score_std}")
@@ -161,7 +169,8 @@ def wide(
         seed,
         chunk_rows,
         score_std=score_std,
-        n_informative=_checked_informative("wide", n_informative, n_columns),
+        n_informative=_checked_informative("wide", n_informative, n_columns, condition),
+        condition=_checked_condition("wide", condition),
     )
 
 
@@ -173,15 +182,16 @@ def linear(
     seed: int = 0,
     chunk_rows: int = 250_000,
     n_informative: int | None = None,
+    condition: float = 1.0,
 ) -> tuple[da.Array, da.Array]:
-    """Make a regression problem of independent columns that follows a linear model.
+    """Make a regression problem that follows a linear model.
 
     Parameters
     ----------
     n_rows, n_columns : int
         Shape, at least 1 each.
     score_std : float, default 1.0
-        Standard deviation of the true scores X @ w.
+        Standard deviation of the true scores, which are linear in the columns.
     noise_std : float, default 1.0
         Standard deviation of the normal noise that is added to them.
     seed : int, default 0
@@ -189,19 +199,24 @@ def linear(
     chunk_rows : int, default 250_000
         Rows of a chunk. Does not change the values.
     n_informative : int, optional
-        Columns, the first ones, whose coefficients are not 0; all unless told.
+        Columns, the first ones, whose coefficients are not 0; all unless told. Only of
+        independent columns.
+    condition : float, default 1.0
+        Condition number of the columns' covariance, at least 1. At 1 the columns are independent;
+        beyond, they are correlated and of unlike spread. Does not change the scores.
 
     Returns
     -------
     X : dask array of shape (n_rows, n_columns), float32
-        Standard normal.
+        Normal, of mean 0 and mean variance 1.
     y : dask array of shape (n_rows,), float32
 
     Raises
     ------
     ValueError
-        If a size is not positive, a standard deviation is negative, the seed is negative or there
-        are not so many columns as `n_informative`.
+        If a size is not positive, a standard deviation is negative, the seed is negative,
+        `condition` is below 1, there are not so many columns as `n_informative` or they are not
+        independent.
     """
     for name, value in (("score_std", score_std), ("noise_std", noise_std)):
         if not (value >= 0 and math.isfinite(value)):
@@ -215,7 +230,8 @@ def linear(
         chunk_rows,
         score_std=score_std,
         noise_std=noise_std,
-        n_informative=_checked_informative("linear", n_informative, n_columns),
+        n_informative=_checked_informative("linear", n_informative, n_columns, condition),
+        condition=_checked_condition("linear", condition),
     )
 
 
@@ -226,6 +242,7 @@ def multinomial(
     score_std: float = 1.0,
     seed: int = 0,
     chunk_rows: int = 250_000,
+    condition: float = 1.0,
 ) -> tuple[da.Array, da.Array]:
     """Make a problem of several classes that follows a multinomial logistic model.
 
@@ -241,11 +258,14 @@ def multinomial(
         Names the problem; not negative.
     chunk_rows : int, default 250_000
         Rows of a chunk. Does not change the values.
+    condition : float, default 1.0
+        Condition number of the columns' covariance, at least 1. At 1 the columns are independent;
+        beyond, they are correlated and of unlike spread. Does not change the scores.
 
     Returns
     -------
     X : dask array of shape (n_rows, n_columns), float32
-        Standard normal.
+        Normal, of mean 0 and mean variance 1.
     y : dask array of shape (n_rows,), int8
         Classes 0 to n_classes - 1.
 
@@ -253,7 +273,7 @@ def multinomial(
     ------
     ValueError
         If a size is not positive, there are fewer than 2 or more than 127 classes, `score_std` is
-        negative or the seed is negative.
+        negative, the seed is negative or `condition` is below 1.
     """
     if not 2 <= n_classes <= np.iinfo(np.int8).max:
         raise ValueError(f"multinomial(n_classes=...) must be 2 to 127, got {n_classes}")
@@ -270,6 +290,7 @@ def multinomial(
         chunk_rows,
         score_std=score_std,
         n_classes=n_classes,
+        condition=_checked_condition("multinomial", condition),
     )
 
 
@@ -280,6 +301,7 @@ def poisson(
     score_std: float = 0.5,
     seed: int = 0,
     chunk_rows: int = 250_000,
+    condition: float = 1.0,
 ) -> tuple[da.Array, da.Array]:
     """Make counts that follow a log-linear Poisson model.
 
@@ -295,18 +317,22 @@ def poisson(
         Names the problem; not negative.
     chunk_rows : int, default 250_000
         Rows of a chunk. Does not change the values.
+    condition : float, default 1.0
+        Condition number of the columns' covariance, at least 1. At 1 the columns are independent;
+        beyond, they are correlated and of unlike spread. Does not change the scores.
 
     Returns
     -------
     X : dask array of shape (n_rows, n_columns), float32
-        Standard normal.
+        Normal, of mean 0 and mean variance 1.
     y : dask array of shape (n_rows,), float32
         Counts.
 
     Raises
     ------
     ValueError
-        If a size or `mean` is not positive, `score_std` is not in [0, 3] or the seed is negative.
+        If a size or `mean` is not positive, `score_std` is not in [0, 3], the seed is negative or
+        `condition` is below 1.
     """
     if not (mean > 0 and math.isfinite(mean)):
         raise ValueError(f"poisson(mean=...) must be finite and positive, got {mean}")
@@ -321,6 +347,7 @@ def poisson(
         chunk_rows,
         score_std=score_std,
         mean=mean,
+        condition=_checked_condition("poisson", condition),
     )
 
 
@@ -381,9 +408,22 @@ def _stream(seed: int, segment: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1, segment)))
 
 
-def _checked_informative(recipe: str, n_informative: int | None, n_columns: int) -> int:
+def _checked_condition(recipe: str, condition: float) -> float:
+    if not (condition >= 1 and math.isfinite(condition)):
+        raise ValueError(f"{recipe}(condition=...) must be finite and at least 1, got {condition}")
+    return condition
+
+
+def _checked_informative(
+    recipe: str, n_informative: int | None, n_columns: int, condition: float
+) -> int:
     if n_informative is None:
         return n_columns
+    if condition != 1:
+        raise ValueError(
+            f"{recipe}(n_informative={n_informative}) is of independent columns, got condition="
+            f"{condition}: leave one of them out"
+        )
     if not 1 <= n_informative <= n_columns:
         raise ValueError(
             f"{recipe}(n_informative=...) must be 1 to {n_columns}, the number of columns, got "
@@ -406,12 +446,54 @@ def _normal(rng: np.random.Generator, n_columns: int) -> NDArray[np.float32]:
     return rng.standard_normal((SEGMENT_ROWS, n_columns), dtype=np.float32)
 
 
+def _mixed(factors: NDArray[np.float32], seed: int, condition: float) -> NDArray[np.float32]:
+    """Columns whose covariance has a condition number, made of independent standard normal ones.
+
+    Factors are given variances that fall geometrically and are turned by a random orthogonal
+    matrix: a butterfly of plane rotations, as of a fast Fourier transform, whose rounds pair the
+    columns of one half with those of the other and lay the pairs side by side. So columns have
+    parts of almost all factors in n log n steps, which are taken element by element: the values do not
+    depend on a BLAS.
+    """
+    n_columns = factors.shape[1]
+    if condition == 1 or n_columns == 1:
+        return factors
+    variances = condition ** -np.linspace(0.0, 1.0, n_columns)
+    spread = np.sqrt(variances / variances.mean()).astype(np.float32)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
+    # In an order of their own, so that no column has its place by its spread.
+    rng.shuffle(spread)
+    half = n_columns // 2
+    angles = rng.uniform(-np.pi, np.pi, ((n_columns - 1).bit_length(), half))
+    cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    columns = np.empty_like(factors)
+    for start in range(0, len(factors), _MIXED_ROWS):
+        rows = slice(start, start + _MIXED_ROWS)
+        part = factors[rows] * spread
+        for cosine, sine in zip(cosines, sines, strict=True):
+            turned = np.empty_like(part)
+            left, right = part[:, :half], part[:, half : 2 * half]
+            turned[:, : n_columns % 2] = part[:, 2 * half :]
+            turned[:, n_columns % 2 :: 2] = cosine * left - sine * right
+            turned[:, n_columns % 2 + 1 :: 2] = sine * left + cosine * right
+            part = turned
+        columns[rows] = part
+    return columns
+
+
 def _logistic_segment(
-    rng: np.random.Generator, n_columns: int, seed: int, score_std: float, n_informative: int
+    rng: np.random.Generator,
+    n_columns: int,
+    seed: int,
+    score_std: float,
+    n_informative: int,
+    condition: float,
 ) -> Segment:
-    X = _normal(rng, n_columns)
-    scores = X @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
-    return X, (rng.logistic(size=SEGMENT_ROWS) < scores).astype(np.int8)
+    factors = _normal(rng, n_columns)
+    scores = factors @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
+    return _mixed(factors, seed, condition), (rng.logistic(size=SEGMENT_ROWS) < scores).astype(
+        np.int8
+    )
 
 
 def _linear_segment(
@@ -421,27 +503,42 @@ def _linear_segment(
     score_std: float,
     noise_std: float,
     n_informative: int,
+    condition: float,
 ) -> Segment:
-    X = _normal(rng, n_columns)
-    scores = X @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
-    return X, (scores + noise_std * rng.standard_normal(SEGMENT_ROWS)).astype(np.float32)
+    factors = _normal(rng, n_columns)
+    scores = factors @ _coefficients(seed, n_columns, 1, score_std, n_informative)[:, 0]
+    return _mixed(factors, seed, condition), (
+        scores + noise_std * rng.standard_normal(SEGMENT_ROWS)
+    ).astype(np.float32)
 
 
 def _multinomial_segment(
-    rng: np.random.Generator, n_columns: int, seed: int, score_std: float, n_classes: int
+    rng: np.random.Generator,
+    n_columns: int,
+    seed: int,
+    score_std: float,
+    n_classes: int,
+    condition: float,
 ) -> Segment:
-    X = _normal(rng, n_columns)
-    scores = X @ _coefficients(seed, n_columns, n_classes, score_std)
+    factors = _normal(rng, n_columns)
+    scores = factors @ _coefficients(seed, n_columns, n_classes, score_std)
     noisy = scores + rng.gumbel(size=scores.shape)
-    return X, noisy.argmax(axis=1).astype(np.int8)
+    return _mixed(factors, seed, condition), noisy.argmax(axis=1).astype(np.int8)
 
 
 def _poisson_segment(
-    rng: np.random.Generator, n_columns: int, seed: int, score_std: float, mean: float
+    rng: np.random.Generator,
+    n_columns: int,
+    seed: int,
+    score_std: float,
+    mean: float,
+    condition: float,
 ) -> Segment:
-    X = _normal(rng, n_columns)
-    scores = X @ _coefficients(seed, n_columns, 1, score_std)[:, 0]
-    return X, rng.poisson(mean * np.exp(scores - score_std**2 / 2)).astype(np.float32)
+    factors = _normal(rng, n_columns)
+    scores = factors @ _coefficients(seed, n_columns, 1, score_std)[:, 0]
+    return _mixed(factors, seed, condition), rng.poisson(
+        mean * np.exp(scores - score_std**2 / 2)
+    ).astype(np.float32)
 
 
 def _higgs_segment(rng: np.random.Generator, n_columns: int, seed: int) -> Segment:

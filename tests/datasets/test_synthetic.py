@@ -13,12 +13,21 @@ from sklearn.metrics import roc_auc_score
 
 from dask_dml.datasets import synthetic
 
+RECIPES = {
+    "wide": synthetic.wide,
+    "linear": synthetic.linear,
+    "multinomial": synthetic.multinomial,
+    "poisson": synthetic.poisson,
+}
 MAKERS = {
     "higgs_like": synthetic.higgs_like,
     "wide": lambda n_rows, **rest: synthetic.wide(n_rows, n_columns=12, **rest),
     "multinomial": lambda n_rows, **rest: synthetic.multinomial(n_rows, n_columns=6, **rest),
     "poisson": lambda n_rows, **rest: synthetic.poisson(n_rows, n_columns=6, **rest),
     "linear": lambda n_rows, **rest: synthetic.linear(n_rows, n_columns=6, **rest),
+    "correlated": lambda n_rows, **rest: synthetic.wide(
+        n_rows, n_columns=7, condition=100.0, **rest
+    ),
 }
 
 
@@ -127,6 +136,43 @@ def test_only_informative_columns_have_a_say(make):
     np.testing.assert_allclose(covariances[3:], 0.0, atol=0.1)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("n_columns", [1, 2, 9, 16])
+def test_columns_have_the_condition_that_was_asked_for(name, n_columns):
+    X, _ = values(RECIPES[name](40_000, n_columns=n_columns, condition=300.0))
+    variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(X.T, dtype=np.float64)))
+    assert variances.mean() == pytest.approx(1.0, rel=0.03)
+    expected = 300.0 if n_columns > 1 else 1.0
+    assert variances[-1] / variances[0] == pytest.approx(expected, rel=0.05)
+
+
+def test_conditioned_columns_are_correlated_and_of_unlike_spread():
+    X, _ = values(synthetic.wide(20_000, n_columns=30, condition=1e3))
+    correlations = np.abs(np.corrcoef(X.T)[np.triu_indices(30, 1)])
+    assert correlations.max() > 0.5
+    assert np.median(correlations) > 0.05
+    assert X.std(axis=0).max() > 1.5 * X.std(axis=0).min()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_condition_changes_columns_and_not_scores(name):
+    make = RECIPES[name]
+    X, y = values(make(10_000, n_columns=8))
+    mixed_X, mixed_y = values(make(10_000, n_columns=8, condition=50.0))
+    assert mixed_y.tobytes() == y.tobytes()
+    # The mixing is linear and loses nothing.
+    back = np.linalg.lstsq(mixed_X.astype(np.float64), X.astype(np.float64), rcond=None)[0]
+    np.testing.assert_allclose(mixed_X @ back, X, atol=1e-4)
+
+
+def test_another_seed_mixes_otherwise():
+    covariances = [
+        np.cov(values(synthetic.linear(10_000, n_columns=5, condition=20.0, seed=seed))[0].T)
+        for seed in (0, 1)
+    ]
+    assert np.abs(covariances[0] - covariances[1]).max() > 0.2
+
+
 def test_poisson_has_the_mean_that_was_asked_for():
     _, y = values(synthetic.poisson(50_000, mean=3.0))
     assert y.mean() == pytest.approx(3.0, rel=0.03)
@@ -155,6 +201,11 @@ def test_multinomial_has_every_class():
         (lambda: synthetic.multinomial(10, score_std=float("nan")), "score_std"),
         (lambda: synthetic.poisson(10, mean=0.0), "mean"),
         (lambda: synthetic.poisson(10, score_std=9.0), "score_std"),
+        (lambda: synthetic.wide(10, condition=0.5), "condition"),
+        (lambda: synthetic.linear(10, condition=float("inf")), "condition"),
+        (lambda: synthetic.multinomial(10, condition=float("nan")), "condition"),
+        (lambda: synthetic.poisson(10, condition=0.0), "condition"),
+        (lambda: synthetic.wide(10, n_informative=3, condition=2.0), "n_informative"),
     ],
 )
 def test_a_bad_argument_is_named(call, named):
