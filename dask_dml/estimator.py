@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -37,14 +37,15 @@ from dask_dml.objective.survey import TargetEncoder
 from dask_dml.report.history import History
 from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec, Runtime, minimise
+from dask_dml.runtime.core import KeptSample
 from dask_dml.runtime.existence import judged
 from dask_dml.runtime.inference import with_likelihood
 from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.local import LocalExecutor
-from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
+from dask_dml.runtime.sample import is_worth_solving, kept_sample, sample_share
 from dask_dml.runtime.small import brought_here
 from dask_dml.solvers import Solver
-from dask_dml.solvers.choice import Sampled, choose_solver
+from dask_dml.solvers.choice import choose_solver
 from dask_dml.solvers.core import CONVERGED, VANISHED
 from dask_dml.version import __version__
 
@@ -189,46 +190,50 @@ class LinearEstimator(BaseEstimator):
         keeper: CheckpointKeeper | None,
         history: History,
     ) -> tuple[Setting, Outcome]:
-        is_fresh = keeper is None or not keeper.resumes
-        share = self._sample_share(source)
+        share = self._sample_share(source) if self.solver == "auto" else 0.0
         with_moments = self._is_known_by_moments(source)
-        survey = executor.survey(self._target_kind, share if is_fresh else 0.0, with_moments)
+        survey = executor.survey(self._target_kind, share, with_moments)
         check_survey(survey.total)
         if keeper is not None:
             keeper.check_data(survey.total)
         setting = self._setting(survey.total)
         executor.encode(setting.encoder)
-        problem, start, passes = setting.problem, setting.start, 1.0
-        sampled = None
+        problem, start = setting.problem, setting.start
         is_cold = setting.solver is None and not self._is_warm()
+        kept: AbstractContextManager[KeptSample | None] = nullcontext()
         if share and is_cold and is_worth_solving(problem, share):
-            # A fit that goes on chooses the same solver; its checkpoint has the rest.
-            sampled = Sampled(share, None)
-            optimum = optimum_of_sample(problem, setting.encoder, survey) if is_fresh else None
-            if optimum is not None:
-                start, sampled = optimum.point, Sampled(share, optimum.metric)
-                passes += optimum.passes
-        solver, why = setting.solver, "the only one for this model"
-        if solver is None:
-            solver, why = choose_solver(self.solver, problem, self.tol, self.max_iter, sampled)
-        run = RunSpec(
-            run_id,
-            solver.name,
-            type(problem.loss).__name__,
-            survey.total.n_rows,
-            len(source.feature_names),
-            len(source.row_chunks),
-            self.max_iter,
-            self.tol,
-            why,
-        )
-        listeners: list[Listener] = [history, *default_progress(), *self.callbacks]
+            kept = kept_sample(setting.encoder, survey.total)
         known = None
         if (moments := survey.total.moments) is not None:
             known = moments.statistics(problem.request(start, 2))
-        outcome = minimise(
-            problem, solver, start, executor, run, survey, listeners, passes, keeper, known
-        )
+        with kept as sample:
+            solver, why = setting.solver, "the only one for this model"
+            if solver is None:
+                share = 0.0 if sample is None else sample.share
+                solver, why = choose_solver(self.solver, problem, self.tol, self.max_iter, share)
+            run = RunSpec(
+                run_id,
+                solver.name,
+                type(problem.loss).__name__,
+                survey.total.n_rows,
+                len(source.feature_names),
+                len(source.row_chunks),
+                self.max_iter,
+                self.tol,
+                why,
+            )
+            outcome = minimise(
+                problem,
+                solver,
+                start,
+                executor,
+                run,
+                survey,
+                [history, *default_progress(), *self.callbacks],
+                keeper=keeper,
+                known=known,
+                sample=sample,
+            )
         outcome = judged(problem, executor, outcome, self.tol)
         return setting, with_likelihood(problem, executor, outcome)
 

@@ -108,9 +108,7 @@ class CrossValidated(LinearEstimator):
         n_folds, folds = self._folds(source, survey.total)
         start = middle.start()
         if share and is_worth_solving(middle, share):
-            optimum = optimum_of_sample(middle, encoder, survey)
-            if optimum is not None:
-                start, passes = optimum.point, passes + optimum.passes
+            start, passes = optimum_of_sample(middle, encoder, survey)
         executor.encode(FoldEncoder(encoder, folds))
         joint = JointNewton(problems, n_folds, self.max_iter)
         run = RunSpec(

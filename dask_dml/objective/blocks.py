@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from scipy.linalg.blas import dsyrk
 from threadpoolctl import ThreadpoolController
 
 from dask_dml.objective.losses import Array, Loss, LossTerms
+from dask_dml.objective.syrk import add_outer_products
 
 if TYPE_CHECKING:
     from dask_dml.objective.categorical import CategoricalBlock
@@ -367,7 +367,7 @@ def _blas_statistics(
                 weighted_gram.add_to(gram, design, curvature, coupling)
             start = stop
     if gram is not None and n_outputs == 1:
-        gram = np.tril(gram) + np.tril(gram, -1).T
+        _mirror(gram)
     return Statistics(start, loss_sum, gradient, gram)
 
 
@@ -394,6 +394,15 @@ def _drawn_by_curvature(
     if coupling is not None:
         coupling = coupling[drawn] * np.sqrt(factor)[:, None]
     return design[drawn], curvature[drawn] * factor[:, None], coupling
+
+
+def _mirror(gram: Array) -> None:
+    """Copy the lower triangle to the upper one, a band at a time."""
+    for start in range(0, len(gram), _BUNDLE):
+        stop = start + _BUNDLE
+        band = gram[start:stop, start:stop]
+        band[...] = np.tril(band) + np.tril(band, -1).T
+        gram[start:stop, stop:] = gram[stop:, start:stop].T
 
 
 class _WeightedGram:
@@ -428,7 +437,7 @@ class _WeightedGram:
     def _add_one(self, gram: Array, design: Array, curvature: Array) -> None:
         # BLAS adds to one triangle where it is, which spares passes over a large matrix.
         np.multiply(design, np.sqrt(curvature), out=design)
-        dsyrk(1.0, design.T, beta=1.0, c=gram.T, overwrite_c=True)
+        add_outer_products(gram, design)
 
     def _own(self, output: int) -> slice:
         return slice(output * self.n_terms, (output + 1) * self.n_terms)

@@ -184,6 +184,22 @@ Listener = Callable[[Event], object]
 
 
 @dataclass(frozen=True, slots=True)
+class KeptSample:
+    """Some of the rows, at hand where the solver is.
+
+    Attributes
+    ----------
+    share : float
+        Of all rows.
+    executor : Executor
+        Evaluates requests on them, with weights that make their sums stand for all rows.
+    """
+
+    share: float
+    executor: Executor
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a fit ended.
 
@@ -219,6 +235,7 @@ def minimise(
     passes: float = 1.0,
     keeper: CheckpointKeeper | None = None,
     known: Statistics | None = None,
+    sample: KeptSample | None = None,
 ) -> Outcome:
     """Run rounds until the solver has a reason to stop.
 
@@ -240,6 +257,8 @@ def minimise(
         Writes the rounds' checkpoints; where it has found one, rounds go on from there.
     known : Statistics, optional
         What the survey tells of the first round, which then costs no pass.
+    sample : KeptSample, optional
+        Rows that the solver may ask for by their share of all.
 
     Returns
     -------
@@ -261,6 +280,9 @@ def minimise(
         """Sums of a round, and the passes that they took."""
         if number == 0 and known is not None:
             return RoundResult(known, survey.seconds, survey.busy_s, 0), 0.0
+        if sample is not None and request.share == sample.share:
+            whole = replace(request, share=1.0)
+            return sample.executor.evaluate(whole), request.share
         return executor.evaluate(request), request.share
 
     with single_threaded_blas():

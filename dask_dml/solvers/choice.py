@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Problem
 from dask_dml.solvers.bracket import Bracket
 from dask_dml.solvers.core import Goal, Solver
@@ -37,24 +36,8 @@ class Choice(NamedTuple):
     why: str
 
 
-class Sampled(NamedTuple):
-    """A sample of the rows that was solved before the first round.
-
-    Attributes
-    ----------
-    share : float
-        Of the rows.
-    metric : ndarray of shape (d, d) or None
-        Its Hessian at its optimum, scaled up; None where that is not known any more, as when a
-        fit goes on from a checkpoint, which has it.
-    """
-
-    share: float
-    metric: Array | None
-
-
 def choose_solver(
-    name: str, problem: Problem, tol: float, max_iter: int, sampled: Sampled | None
+    name: str, problem: Problem, tol: float, max_iter: int, kept_share: float
 ) -> Choice:
     """The solver that an estimator's arguments ask for.
 
@@ -64,37 +47,36 @@ def choose_solver(
     problem : Problem
     tol, max_iter : float, int
         See `Goal`.
-    sampled : Sampled or None
-        The sample whose optimum is the first point.
+    kept_share : float
+        Share of the rows that is kept beside the solver, 0 for none.
     """
     goal = Goal.of(problem, tol, max_iter)
     if problem.penalty.absolute > 0.0:
         solver = ProximalNewton.of(problem, tol, max_iter)
         return Choice(solver, "an L1 penalty needs a proximal step")
     if name == "auto":
-        return _automatic(problem, goal, sampled)
+        return _automatic(problem, goal, kept_share)
     why = f"asked for by solver={name!r}"
     if name == "newton":
         return Choice(Newton(goal), why)
     return Choice(_first_order(LBFGS if name == "lbfgs" else GradientDescent, problem, goal), why)
 
 
-def _automatic(problem: Problem, goal: Goal, sampled: Sampled | None) -> Choice:
+def _automatic(problem: Problem, goal: Goal, kept_share: float) -> Choice:
     n_rows, d = problem.survey.n_rows, problem.n_coordinates
     what = f"{n_rows:,} rows and {d:,} coefficients"
     if problem.loss.self_concordance == 0.0 and d <= _NEWTON_COORDINATES:
         return Choice(Newton(goal), f"a squared loss of {d:,} coefficients needs one Hessian")
-    if sampled is not None:
-        n_terms, metric = problem.n_terms, sampled.metric
-        first = SubsampledNewton(goal, n_rows, n_terms, (1.0,), metric, sampled.share)
-        share = f"{100.0 * sampled.share:.3g} %"
-        why = f"{what}: {share} of them were solved first, in this process"
-        return Choice(Relay(first, Newton(goal), goal.tol), why)
-    if WIDE <= d <= min(_HESSIAN_COORDINATES, n_rows / _ROWS_A_COORDINATE):
-        shares = growing_shares(n_rows, problem.n_terms)
-        first = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
+    shares = growing_shares(n_rows, problem.n_terms)
+    has_rows = WIDE <= d <= min(_HESSIAN_COORDINATES, n_rows / _ROWS_A_COORDINATE)
+    if kept_share:
+        shares = (kept_share, 1.0)
+        why = f"{what}: {100.0 * kept_share:.3g} % of them are solved first, in this process"
+    else:
         stages = ", ".join(f"{100.0 * share:.3g} %" for share in shares)
         why = f"{what}: solved on {stages} of the rows one after the other"
+    if kept_share or has_rows:
+        first = SubsampledNewton(goal, n_rows, problem.n_terms, shares)
         return Choice(Relay(first, Newton(goal), goal.tol), why)
     several = problem.loss.n_outputs > 1
     if d <= (_NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES):

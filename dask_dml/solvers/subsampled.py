@@ -2,7 +2,7 @@
 
 The optimum on a random sample is within statistical error of that on all rows, so samples of
 growing size are solved no closer than that error, each from the point of the last. Rounds ask for
-a gradient; for a Hessian along with it only where it pays, and seldom for that of all rows.
+a gradient of all rows; for Hessians they look at the first sample again, and seldom at all rows.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ _GROWTH = 10.0
 _LARGEST_SHARE = 0.7
 # A stage is over when the decrease that is expected is within this multiple of the relative error
 # of the sample's optimum.
-_ERROR_SHARE = 1.0
-# Rows for each coordinate of an output of a Hessian that is to certify a point.
+_ERROR_SHARE = 0.1
+# Rows for each coordinate of an output of the first Hessian, which pairs correct, and of one that
+# is to certify a point.
+_FIRST_ROWS_A_TERM = 10
 _CERTAIN_ROWS_A_TERM = 8
 # What a Gram matrix of all rows costs for each coordinate of an output, in passes for a gradient;
 # and the entries that are passed over in the time that a round costs beyond its rows.
@@ -50,6 +52,8 @@ _GRAM_COST = 1 / 15
 _ROUND_ENTRIES = 2e7
 # How much larger than predicted the bound of a gap may turn out.
 _CAUTION = 4.0
+# The same of a bound that is computed at a point whose gradient is known.
+_MARGIN = 1.5
 # How many times more rows are taken where those of the last Hessian were not enough.
 _MORE_ROWS = 2.0
 # Accepted steps after which a metric is judged by them.
@@ -84,14 +88,17 @@ class SubsampledState(SolverState):
         Which of the samples.
     gram_share : float
         Share of the stage's rows of which the next round forms a Hessian; 0 for none.
+    look : float
+        Share of the first sample's rows of which the next round forms a Hessian at `point`, beside
+        what is known of that point; 0 for an ordinary round.
     metric_share : float
         Share of all rows that the metric was formed of; 0 while there is none.
     certified_share : float
         The same of the last Hessian that was to certify a point, and could not.
     initial : float
         Objective at the stage's first point.
-    expected : float
-        Relative decrease that was expected when the metric was new.
+    expected, relative : float
+        Relative decrease that was expected when the metric was new, and that is at `point`.
     gradient : ndarray of shape (d,)
         At `point`, over the stage's sample.
     factor : ndarray of shape (d, d)
@@ -106,10 +113,12 @@ class SubsampledState(SolverState):
 
     stage: int
     gram_share: float
+    look: float
     metric_share: float
     certified_share: float
     initial: float
     expected: float
+    relative: float
     gradient: Array
     factor: Array
     steps: Array
@@ -134,18 +143,15 @@ class SubsampledNewton:
         Coordinates an output.
     shares : tuple of float
         Shares of the rows that the stages look at; the last is all.
-    metric : ndarray of shape (d, d) or None
-        Hessian at the first point, about, where a sample was solved before.
-    metric_share : float
-        Share of the rows that it was formed of.
     name : str
 
     Notes
     -----
     The gap is bounded without a Hessian of all rows: that of some, not scaled up, is below it, and
     the bounds of `newton_step` with it hold, only larger by the inverse of their share. A further
-    pass pays for that, since each lowers the gap by more. What costs less is chosen: a gradient
-    first, or a Hessian of more rows now.
+    pass pays for that, since each lowers the gap by more. The first sample does where its share is
+    large enough; otherwise a Hessian of more rows comes along with a gradient of all of them, as
+    soon as that costs less than one more gradient.
 
     References
     ----------
@@ -157,14 +163,14 @@ class SubsampledNewton:
     n_rows: int
     n_terms: int
     shares: tuple[float, ...]
-    metric: Array | None = None
-    metric_share: float = 0.0
     name: str = "subsampled-newton"
 
     def start(self, point: Array) -> SubsampledState:
         """State before the first round."""
         zero, none = np.zeros_like(point), np.empty((0, len(point)))
-        has_metric = self.metric is not None
+        # As many rows as pairs can make up for, or as cost no more than the gradient.
+        least = _FIRST_ROWS_A_TERM * self.n_terms / (self.shares[0] * self.n_rows)
+        first = max(least, 1.0 / self._gram_cost(len(point)))
         return SubsampledState(
             point=point,
             value=np.inf,
@@ -172,13 +178,15 @@ class SubsampledNewton:
             n_iter=0,
             reason="",
             stage=0,
-            gram_share=0.0 if has_metric else 1.0,
-            metric_share=self.metric_share,
+            gram_share=1.0 if first > 0.5 else first,
+            look=0.0,
+            metric_share=0.0,
             certified_share=0.0,
             initial=np.inf,
             expected=np.inf,
+            relative=np.inf,
             gradient=zero,
-            factor=np.zeros((len(point),) * 2) if self.metric is None else _cholesky(self.metric),
+            factor=np.zeros((len(point),) * 2),
             steps=none,
             changes=none,
             direction=zero,
@@ -188,6 +196,8 @@ class SubsampledNewton:
 
     def ask(self, state: SubsampledState) -> Ask:
         """Value and gradient at the next trial point, and a Hessian where one is due."""
+        if state.look:
+            return Ask(state.point, 2, self.shares[0], state.look)
         point = state.point + state.step * state.direction
         share = self.shares[state.stage]
         return Ask(point, 2, share, state.gram_share) if state.gram_share else Ask(point, 1, share)
@@ -198,6 +208,8 @@ class SubsampledNewton:
 
     def tell(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         """Accept the trial and turn, or shorten the step."""
+        if state.look:
+            return self._seen(state, evaluation)
         if np.isfinite(state.value):
             slope = float(state.gradient @ state.direction)
             if not is_descent(state.value, slope, state.step, evaluation.value):
@@ -210,8 +222,9 @@ class SubsampledNewton:
             state = replace(state, initial=evaluation.value)
         state = replace(state, value=evaluation.value, gradient=evaluation.gradient)
         # About as many rows as made the metric, and at a better point.
-        if state.gram_share * self.shares[state.stage] > 0.9 * state.metric_share:
-            state = self._with_metric(state, evaluation)
+        share = state.gram_share * self.shares[state.stage]
+        if share > 0.9 * state.metric_share:
+            state = self._with_metric(state, share, evaluation)
         return self._turn(state, evaluation)
 
     def _is_last(self, state: SubsampledState) -> bool:
@@ -232,13 +245,15 @@ class SubsampledNewton:
             n_iter=state.n_iter + 1,
         )
 
-    def _with_metric(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
+    def _with_metric(
+        self, state: SubsampledState, share: float, evaluation: Evaluation
+    ) -> SubsampledState:
         if evaluation.hessian is None:
             raise ValueError("SubsampledNewton.tell(evaluation=...) needs the Hessian it asked for")
         none = np.empty((0, len(state.point)))
         return replace(
             state,
-            metric_share=state.gram_share * self.shares[state.stage],
+            metric_share=share,
             factor=_cholesky(evaluation.hessian),
             steps=none,
             changes=none,
@@ -258,9 +273,7 @@ class SubsampledNewton:
             return state
         if state.n_iter >= self.goal.max_iter:
             return replace(state, reason=MAX_ITER)
-        error = len(state.point) / (self.shares[state.stage] * self.n_rows)
-        enough = max(self.goal.tol, _ERROR_SHARE * error)
-        if not self._is_last(state) and (relative <= enough or is_rounding):
+        if not self._is_last(state) and (relative <= self._enough(state) or is_rounding):
             return self._next_stage(state)
         state = replace(
             state,
@@ -269,8 +282,30 @@ class SubsampledNewton:
             step=min(1.0, state.value / expected) if expected > 0.0 else 1.0,
             n_trials=0,
             expected=state.expected if len(state.steps) else relative,
+            relative=relative,
         )
-        return replace(state, gram_share=self._gram_share(state, relative, enough))
+        return self._planned(state)
+
+    def _planned(self, state: SubsampledState) -> SubsampledState:
+        """The state with what rows the next round forms a Hessian of."""
+        ratio = self._ratio(state)
+        look = self._look(state, ratio)
+        return replace(state, look=look, gram_share=0.0 if look else self._gram_share(state, ratio))
+
+    def _seen(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
+        """After a Hessian of the first sample's rows, which is the metric, or certifies a point."""
+        share, certain = (self.shares[0] * s for s in (state.look, certain_share(state.look)))
+        state = replace(state, look=0.0)
+        if not np.isfinite(state.value):
+            return self._with_metric(state, share, evaluation)
+        state = replace(state, certified_share=max(share, state.certified_share))
+        here = replace(evaluation, value=state.value, gradient=state.gradient)
+        gap = float(np.fmin(state.gap, lower_bound_gap(here, certain, self.goal)))
+        if not gap <= self.goal.tol:
+            # For more rows of the sample it is not too late.
+            return self._planned(replace(state, gap=gap))
+        point, gap = self._bettered(state, here, state.direction, gap)
+        return replace(state, point=point, gap=gap, reason=CONVERGED)
 
     def _certified(
         self, state: SubsampledState, evaluation: Evaluation, direction: Array, relative: float
@@ -308,13 +343,13 @@ class SubsampledNewton:
         return (state.point + direction, gap_after) if is_better else (state.point, gap)
 
     def _next_stage(self, state: SubsampledState) -> SubsampledState:
-        # The first stage's metric is that of its first point, which may have been anywhere.
-        due = state.metric_share / self.shares[state.stage + 1] if state.stage == 0 else 0.0
         none = np.empty((0, len(state.point)))
         return replace(
             state,
             stage=state.stage + 1,
-            gram_share=due,
+            gram_share=0.0,
+            # The first stage's metric is that of its first point, which may have been anywhere.
+            look=1.0 if state.stage == 0 else 0.0,
             value=np.inf,
             direction=np.zeros_like(state.point),
             steps=none,
@@ -329,23 +364,59 @@ class SubsampledNewton:
     def _round_cost(self) -> float:
         return _ROUND_ENTRIES / (self.n_rows * self.n_terms)
 
-    def _gram_share(self, state: SubsampledState, relative: float, enough: float) -> float:
+    def _gram_cost(self, n_coordinates: int) -> float:
+        """What a Hessian of all rows costs, in passes for a gradient."""
+        return _GRAM_COST * max(self.n_terms, n_coordinates - self.n_terms)
+
+    def _enough(self, state: SubsampledState) -> float:
+        """Relative decrease that is not worth expecting at the state's stage."""
+        if self._is_last(state):
+            return self.goal.tol
+        error = len(state.point) / (self.shares[state.stage] * self.n_rows)
+        return max(self.goal.tol, _ERROR_SHARE * error)
+
+    def _ratio(self, state: SubsampledState) -> float:
+        """By how much a step lowers what the next one is expected to gain."""
+        if n_steps := len(state.steps):
+            return float(min((state.relative / state.expected) ** (1.0 / n_steps), 0.99))
+        return min(2.0 * self.n_terms / (state.metric_share * self.n_rows), 0.5)
+
+    def _look(self, state: SubsampledState, ratio: float) -> float:
+        """Share of the first sample's rows whose Hessian certifies the point; 0 for no look.
+
+        None where they are too few, or where it costs less to take one more step first.
+        """
+        sample = self.shares[0]
+        if not self._is_last(state) or not self._is_certifiable or sample == 1.0:
+            return 0.0
+        least = _CERTAIN_ROWS_A_TERM * self.n_terms / (sample * self.n_rows)
+        least = min(max(least, 1.0 / self._gram_cost(len(state.point))), 1.0)
+        least = max(least, _MORE_ROWS * state.certified_share / sample)
+
+        def share(relative: float) -> float:
+            needed = _MARGIN * relative / (self.goal.tol * sample)
+            some = max(2.0 * needed, least)
+            # All of them count twice as much as some, see `certain_share`.
+            return some if some <= 0.5 else max(needed, least, 1.0)
+
+        now, later = share(state.relative), share(state.relative * ratio)
+        saved = self._gram_cost(len(state.point)) * sample * (now - later)
+        return now if now <= 1.0 and saved <= 1.0 + self._round_cost else 0.0
+
+    def _gram_share(self, state: SubsampledState, ratio: float) -> float:
         """Share of the stage's rows to form a Hessian of in the next round; 0 for none."""
-        d, n_steps = len(state.point), len(state.steps)
-        # By how much a step lowers what the next one is expected to gain.
-        ratio = min(4.0 * d / (state.metric_share * self.n_rows), 0.5)
-        if n_steps:
-            ratio = min((relative / state.expected) ** (1.0 / n_steps), 0.99)
-        gram_cost = _GRAM_COST * max(self.n_terms, d - self.n_terms)
+        gram_cost = self._gram_cost(len(state.point))
         if self._is_last(state) and self._is_certifiable:
-            share = self._certifying_share(state, _CAUTION * relative * ratio, ratio, gram_cost)
+            predicted = _CAUTION * state.relative * ratio
+            share = self._certifying_share(state, predicted, ratio, gram_cost)
             if share:
                 return share
-        if n_steps < _STEPS_TO_JUDGE:
+        enough = self._enough(state)
+        if len(state.steps) < _STEPS_TO_JUDGE or state.relative <= enough:
             return 0.0
         # A metric of more rows has to save more than it costs, with half the steps.
         share = self.shares[state.stage]
-        n_left = np.log(enough / relative) / np.log(ratio)
+        n_left = np.log(enough / state.relative) / np.log(ratio)
         more = min(_MORE_ROWS * state.metric_share, share)
         is_worth_it = 0.5 * n_left * (share + self._round_cost) > gram_cost * more
         return more / share if is_worth_it else 0.0
@@ -355,8 +426,11 @@ class SubsampledNewton:
     ) -> float:
         """Share of the rows whose Hessian at the next point ends the fit at the least cost.
 
-        0 where it costs less to take one more step first.
+        0 where the first sample will do, or where it costs less to take one more step first.
         """
+        sample = 0.0 if self.shares[0] == 1.0 else self.shares[0]
+        if predicted <= self.goal.tol * sample / _MARGIN and state.certified_share < sample:
+            return 0.0
         least = _CERTAIN_ROWS_A_TERM * self.n_terms / self.n_rows
         least = min(max(least, _MORE_ROWS * state.certified_share), 1.0)
         now = max(predicted / self.goal.tol, least)

@@ -172,29 +172,20 @@ def test_several_interruptions_of_one_fit(tmp_path):
     assert model.faults_["when"].dt.tz is not None
 
 
-def test_a_start_from_a_sample_is_not_drawn_again(tmp_path, monkeypatch):
-    shares, started = [], []
-    from dask_dml import estimator
-    from dask_dml.runtime.local import LocalExecutor
-
-    survey, start = LocalExecutor.survey, estimator.optimum_of_sample
-    monkeypatch.setattr(estimator, "sample_share", lambda *_: 0.5)
-    monkeypatch.setattr("dask_dml.runtime.sample._ROWS_A_COORDINATE", 10)
-    monkeypatch.setattr(
-        LocalExecutor,
-        "survey",
-        lambda s, kind, share, *rest: shares.append(share) or survey(s, kind, share, *rest),
-    )
-    monkeypatch.setattr(estimator, "optimum_of_sample", lambda *a: started.append(1) or start(*a))
+@pytest.mark.parametrize("is_sampled", [True, False])
+def test_a_sample_is_solved_but_once(is_sampled, tmp_path, monkeypatch):
+    monkeypatch.setattr("dask_dml.estimator.sample_share", lambda *_: 0.5)
+    monkeypatch.setattr("dask_dml.runtime.sample._ROWS_A_TERM", 10)
     expected = LogisticRegression(runtime=LOCAL).fit(X, TWO)
+    assert expected.history_.attrs["why"].endswith("50 % of them are solved first, in this process")
+    n_sampled = sum("50 % of the rows" in what for what in expected.history_["what"])
+    assert 2 < n_sampled < len(expected.history_) - 2
+    number = 1 if is_sampled else n_sampled + 1
     model = LogisticRegression(runtime=LOCAL, checkpoint=tmp_path)
-    interrupt(model, 1, X, TWO)
-    assert shares == [0.5, 0.5]
-    assert len(started) == 2
+    interrupt(model, number, X, TWO)
     assert_same_fit(model.fit(X, TWO), expected)
-    assert shares == [0.5, 0.5, 0.0]
-    assert len(started) == 2
-    assert model.n_passes_ == expected.n_passes_ + 2
+    # The survey again, with the sample in it, and the last round to compare.
+    assert model.n_passes_ == expected.n_passes_ + (1.5 if is_sampled else 2.0)
 
 
 def test_a_finished_fit_is_returned_as_it_is(tmp_path):

@@ -25,7 +25,12 @@ from dask_dml.objective import (
 )
 from dask_dml.objective.survey import TargetEncoder
 from dask_dml.runtime.core import RoundResult
-from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample, sample_share
+from dask_dml.runtime.sample import (
+    is_worth_solving,
+    kept_sample,
+    optimum_of_sample,
+    sample_share,
+)
 
 N_ROWS, SHARE = 160_000, 1 / 32
 NAMES = tuple(f"x{j}" for j in range(28))
@@ -58,13 +63,14 @@ def evaluated(problem, point, X, y):
     ("n_rows", "n_columns", "drawn"),
     [
         (4_000_000, 28, 125_000),  # one in 32
-        (1_000_000_000, 28, 32_000_000 / 112),  # no more than this process can well hold
+        (1_000_000_000, 28, 1_142_857),  # no more than this process can well hold
         (1_000_000, 100, 31_250),
         (400_000, 200, 12_500),
-        (100_000, 200, 8_040),  # 40 rows a coordinate
+        (100_000, 200, 5_025),  # 25 rows a coordinate
+        (1_000_000, 1_000, 31_250),
         (10_000, 28, 0),  # too small to be worth it
-        (40_000, 200, 0),  # 40 rows a coordinate would be a fifth of them
-        (1_000_000, 1_000, 0),  # and of so many columns too many bytes
+        (30_000, 200, 0),  # 25 rows a coordinate would be a sixth of them
+        (1_000_000, 5_000, 0),  # and of so many columns too many bytes
     ],
 )
 def test_how_many_rows_are_drawn(n_rows, n_columns, drawn):
@@ -84,10 +90,8 @@ def test_the_start_is_most_of_the_way_to_the_optimum(higgs):
     X, y = higgs
     survey = surveyed(X, y, SHARE)
     problem = Problem(LogisticLoss(), L2Penalty(1.0), 1.0, survey, True)
-    optimum_of = optimum_of_sample(
-        problem, TargetEncoder(survey.classes), RoundResult(survey, 0.0, {}, 0)
-    )
-    start, passes = optimum_of.point, optimum_of.passes
+    encoder = TargetEncoder(survey.classes)
+    start, passes = optimum_of_sample(problem, encoder, RoundResult(survey, 0.0, {}, 0))
     model = SklearnLogisticRegression(solver="newton-cholesky", tol=1e-10).fit(
         X.astype(np.float64), y
     )
@@ -97,14 +101,33 @@ def test_the_start_is_most_of_the_way_to_the_optimum(higgs):
     # The excess of a sample's optimum is about half a coordinate's worth a row that it stands for.
     assert 0.0 <= there < 2.0 * 0.5 * problem.n_coordinates / SHARE
     assert there < 0.1 * constant
-    assert SHARE <= passes <= SHARE * 10
-    # Its Hessian stands for that of all rows.
-    request = problem.request(start, 2)
+    assert 1.0 + SHARE <= passes <= 1.0 + SHARE * 10
+
+
+def test_the_sums_of_the_sample_stand_for_those_of_all_rows(higgs):
+    X, y = higgs
+    survey = surveyed(X, y, SHARE)
+    problem = Problem(LogisticLoss(), L2Penalty(1.0), 1.0, survey, True)
+    request = problem.request(problem.start(), 2)
+    with kept_sample(TargetEncoder(survey.classes), survey) as sample:
+        some = problem.evaluation(problem.start(), sample.executor.evaluate(request).total)
+        assert sample.share == SHARE
     sums = block_statistics(request, X, y.astype(np.int32), None)
-    whole = problem.evaluation(start, sums).hessian
-    root = np.linalg.cholesky(whole)
-    apart = np.linalg.solve(root, np.linalg.solve(root, optimum_of.metric).T)
+    whole = problem.evaluation(problem.start(), sums)
+    assert some.value == pytest.approx(whole.value, rel=0.02)
+    root = np.linalg.cholesky(whole.hessian)
+    apart = np.linalg.solve(root, np.linalg.solve(root, some.hessian).T)
     np.testing.assert_allclose(np.linalg.eigvalsh(apart), 1.0, atol=0.3)
+    # Without what they stand for they are below.
+    left = np.linalg.eigvalsh(whole.hessian - SHARE * some.hessian)
+    assert left[0] > 0.0
+
+
+def test_a_sample_without_weight_is_not_kept(higgs):
+    X, y = higgs
+    survey = surveyed(X, y, SHARE, np.zeros(N_ROWS))
+    with kept_sample(TargetEncoder(survey.classes), survey) as sample:
+        assert sample is None
 
 
 def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
@@ -115,13 +138,15 @@ def test_a_fit_on_many_rows_starts_from_its_sample_and_counts_it(higgs):
     )
     np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6)
     assert model.gap_ <= 1e-8
-    n_rounds = len(model.history_)
-    assert n_rounds <= 4
-    # The sample has given the metric: a Hessian is formed to certify the end alone.
-    assert list(model.history_["what"]) == ["gradient"] * (n_rounds - 1) + ["gradient and Hessian"]
-    assert model.history_.attrs["why"].endswith("3.12 % of them were solved first, in this process")
-    spent = model.n_passes_ - 1.0 - n_rounds
-    assert SHARE <= spent < 0.5
+    # The sample is solved first and gives the metric; a Hessian certifies the end alone.
+    what = list(model.history_["what"])
+    n_sampled = sum(words.endswith("% of the rows") for words in what)
+    n_rounds = len(what) - n_sampled
+    assert 2 <= n_rounds <= 4
+    assert what[n_sampled:] == ["gradient"] * (n_rounds - 1) + ["gradient and Hessian"]
+    assert what[n_sampled - 1].startswith("gradient and Hessian of 3.1")
+    assert model.history_.attrs["why"].endswith("% of them are solved first, in this process")
+    assert model.n_passes_ == pytest.approx(1.0 + n_rounds + SHARE * n_sampled, abs=1e-3)
     assert model.history_["passes"].iloc[-1] == model.n_passes_
 
 
@@ -147,7 +172,7 @@ def test_a_sample_that_is_small_for_its_coordinates_is_not_solved():
     survey = surveyed(X, y, SHARE)
     problem = Problem(MultinomialLoss(5), L2Penalty(1.0), 1.0, survey, True)
     assert not is_worth_solving(problem, SHARE)
-    assert is_worth_solving(replace(problem, loss=LogisticLoss()), 40 * 21 / 8_000)
+    assert is_worth_solving(replace(problem, loss=LogisticLoss()), 25 * 21 / 8_000)
     assert not is_worth_solving(replace(problem, loss=SquaredLoss()), SHARE)
 
 
