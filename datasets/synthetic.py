@@ -452,8 +452,8 @@ def _mixed(factors: NDArray[np.float32], seed: int, condition: float) -> NDArray
     Factors are given variances that fall geometrically and are turned by a random orthogonal
     matrix: a butterfly of plane rotations, as of a fast Fourier transform, whose rounds pair the
     columns of one half with those of the other and lay the pairs side by side. So columns have
-    parts of almost all factors in n log n steps, which are taken element by element: the values do not
-    depend on a BLAS.
+    parts of almost all factors in n log n steps, which are taken element by element: the values
+    do not depend on a BLAS.
     """
     n_columns = factors.shape[1]
     if condition == 1 or n_columns == 1:
