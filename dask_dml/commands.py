@@ -45,7 +45,7 @@ from dask_dml.linear_model import (
     TweedieRegressor,
     load_model,
 )
-from dask_dml.objective.blocks import blas_environment
+from dask_dml.objective.blas import blas_environment
 from dask_dml.report.metrics import ClassificationMetrics, RegressionMetrics
 from dask_dml.report.predictions import WRITERS, prediction_frame, write_frames
 from dask_dml.runtime import Event, FitEnded, FitStarted, RoundEnded

@@ -22,7 +22,7 @@ from sklearn import linear_model as sklearn_linear_model
 
 from dask_dml.datasets import flights
 from dask_dml.linear_model import LogisticRegression
-from dask_dml.objective.blocks import blas_environment
+from dask_dml.objective.blas import blas_environment
 from dask_dml.report.metrics import ClassificationMetrics
 from dask_dml.report.plots import plot_history, plot_roc, require_matplotlib
 from dask_dml.runtime import Event, RoundEnded

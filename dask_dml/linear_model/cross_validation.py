@@ -17,7 +17,7 @@ from dask_dml.estimator import LinearEstimator, Setting, check_survey
 from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
 from dask_dml.linear_model.folds import check_folds, folds_of
 from dask_dml.objective import Problem, Survey
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.folds import BlockFolds, FoldEncoder
 from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest, Metric
 from dask_dml.objective.losses import Array

@@ -17,7 +17,7 @@ from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
 from dask_dml.linear_model.folds import check_folds, folds_of
 from dask_dml.linear_model.least_squares import LeastSquares
 from dask_dml.objective import ElasticNetPenalty, Problem, SquaredLoss
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.folds import FoldEncoder, FoldRequest, FoldStatistics
 from dask_dml.objective.losses import Array
 from dask_dml.objective.survey import TargetEncoder

@@ -11,12 +11,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_dml.objective.blocks import (
-    BlockMatrix,
-    design_blocks,
-    score_blocks,
-    single_threaded_blas,
-)
+from dask_dml.objective.blas import single_threaded_blas
+from dask_dml.objective.blocks import BlockMatrix, design_blocks, score_blocks
 from dask_dml.objective.folds import fold_rows
 from dask_dml.objective.losses import Array, LogisticLoss, LossTerms, MultinomialLoss
 from dask_dml.objective.survey import HeldOut

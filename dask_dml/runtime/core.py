@@ -17,7 +17,7 @@ from dask_dml.errors import FitError
 from dask_dml.faults import FaultEvent
 from dask_dml.faults.checkpoint import CheckpointKeeper, Progress
 from dask_dml.objective import Problem, Request, Statistics, Survey, TargetKind
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.likelihood import Likelihood
 from dask_dml.objective.losses import Array

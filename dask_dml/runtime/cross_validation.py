@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dask_dml.errors import FitError
 from dask_dml.objective import Problem, Survey
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest
 from dask_dml.objective.losses import Array
 from dask_dml.runtime.core import (

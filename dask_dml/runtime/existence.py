@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from dask_dml.objective import Problem
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation
 from dask_dml.runtime.core import Executor, Outcome

@@ -16,7 +16,7 @@ from dask_dml.objective import (
     Statistics,
     Survey,
 )
-from dask_dml.objective.blocks import single_threaded_blas
+from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.likelihood import ExpectedCurvature, Likelihood, LikelihoodConstant
 from dask_dml.objective.losses import Array, SquaredLoss, TweedieLoss
 from dask_dml.runtime.core import Executor, Outcome

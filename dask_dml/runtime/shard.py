@@ -22,7 +22,7 @@ from dask_dml.objective import (
     block_statistics,
     survey_block,
 )
-from dask_dml.objective.blocks import blas_name, blas_uses
+from dask_dml.objective.blas import blas_name, blas_uses
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.summation import Node
 from dask_dml.objective.survey import BlockEncoder, HeldOut

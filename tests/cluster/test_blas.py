@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dask_dml.linear_model import LogisticRegression
-from dask_dml.objective.blocks import blas_environment, blas_name
+from dask_dml.objective.blas import blas_environment, blas_name
 
 
 def wide(p, n=700):
@@ -33,7 +33,7 @@ def two_kinds_of_blas(client):
         shard.blas_name = cycle(["openblas Haswell", "openblas Nehalem"]).__next__
 
     def stop():
-        from dask_dml.objective.blocks import blas_name
+        from dask_dml.objective.blas import blas_name
         from dask_dml.runtime import shard
 
         shard.blas_name = blas_name
@@ -61,7 +61,7 @@ def test_a_fleet_of_one_blas_is_not_told_of(client):
 
 
 def test_processes_can_be_made_to_compute_as_this_one():
-    code = "from dask_dml.objective.blocks import blas_name; print(blas_name())"
+    code = "from dask_dml.objective.blas import blas_name; print(blas_name())"
 
     def name_in(environment):
         command = [sys.executable, "-c", code]

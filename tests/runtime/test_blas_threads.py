@@ -10,7 +10,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import dask_dml as dml
 from dask_dml.linear_model import LogisticRegression
-from dask_dml.objective import blocks
+from dask_dml.objective import blas
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_the_solver_has_the_same_bits_on_any_number_of_threads(problem, solver):
 
 
 def test_a_fit_leaves_the_number_of_threads_as_it_was(problem):
-    blocks._blas_threads.cache_clear()
+    blas._blas_threads.cache_clear()
     before = blas_threads()
     LogisticRegression(runtime=dml.Runtime(client="local")).fit(*problem)
     assert blas_threads() == before
@@ -61,14 +61,14 @@ def test_threads_that_come_first_together_share_one_state(monkeypatch):
             except threading.BrokenBarrierError:
                 return
 
-    monkeypatch.setattr(blocks, "ThreadpoolController", Slow)
-    blocks._blas_threads.cache_clear()
+    monkeypatch.setattr(blas, "ThreadpoolController", Slow)
+    blas._blas_threads.cache_clear()
     try:
-        threads = [threading.Thread(target=blocks.single_threaded_blas) for _ in range(2)]
+        threads = [threading.Thread(target=blas.single_threaded_blas) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(made) == 1
     finally:
-        blocks._blas_threads.cache_clear()
+        blas._blas_threads.cache_clear()

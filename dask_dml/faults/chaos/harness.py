@@ -21,7 +21,7 @@ from dask_dml.faults.chaos.hands import grow
 from dask_dml.faults.chaos.network import NamespaceNetwork, Network, PlainNetwork, RelayNetwork
 from dask_dml.faults.chaos.processes import Child, start_signaller
 from dask_dml.faults.schedule import Fault
-from dask_dml.objective.blocks import blas_environment
+from dask_dml.objective.blas import blas_environment
 
 NETWORKS: dict[str | None, Callable[[], Network]] = {
     "proxy": RelayNetwork,

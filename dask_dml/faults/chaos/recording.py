@@ -34,7 +34,7 @@ from dask_dml.faults.detectors import PhiAccrual
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.faults.telemetry import DatagramError, unpack, unpacked, worker_id
 from dask_dml.faults.training import Records
-from dask_dml.objective.blocks import blas_environment
+from dask_dml.objective.blas import blas_environment
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.worker_plugin import Beacon, Gauge
 
