@@ -106,6 +106,68 @@ def test_unpenalised_models_take_part():
     )
 
 
+# With all coefficients zero scikit-learn's saga stops before it has found the intercept.
+L1_CS = [0.1, 1.0, 10.0]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("l1_ratios", [(1.0,), (0.0, 0.4, 1.0)])
+@pytest.mark.parametrize("scoring", ["accuracy", "neg_log_loss"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_shares_of_the_l1_norm_are_tried_too(n_classes, l1_ratios, scoring, weighted):
+    X, y, weight = classification(n_classes)
+    weight = weight if weighted else None
+    settings = {"Cs": L1_CS, "cv": 5, "scoring": scoring, "l1_ratios": l1_ratios}
+    other = sk.LogisticRegressionCV(
+        **settings, solver="saga", tol=1e-9, max_iter=10_000, use_legacy_attributes=False
+    ).fit(X, y, sample_weight=weight)
+    mine = ours(X, y, weight, **settings, tol=1e-12)
+    assert_alike(mine, other)
+    assert mine.scores_.shape == (5, len(l1_ratios), 3)
+    np.testing.assert_allclose(
+        centred_paths(mine.coefs_paths_), centred_paths(other.coefs_paths_), rtol=1e-5, atol=1e-5
+    )
+
+
+def centred_paths(paths):
+    """Intercepts of several classes less their mean, which says nothing."""
+    paths = paths.copy()
+    if paths.shape[3] > 1:
+        paths[..., -1] -= paths[..., -1].mean(axis=3, keepdims=True)
+    return paths
+
+
+def test_what_the_l1_norm_drops_is_zero_to_the_last_bit():
+    X, y, _ = classification(n=300, p=12)
+    settings = {"Cs": [0.02, 0.1], "scoring": "neg_log_loss", "l1_ratios": (1.0,), "cv": 3}
+    mine = ours(X, y, fit_intercept=False, tol=1e-12, **settings)
+    other = sk.LogisticRegressionCV(
+        **settings,
+        solver="liblinear",
+        fit_intercept=False,
+        tol=1e-10,
+        max_iter=10_000,
+        use_legacy_attributes=False,
+    ).fit(X, y)
+    np.testing.assert_allclose(mine.coefs_paths_, other.coefs_paths_, atol=1e-6)
+    assert 0.2 < np.mean(mine.coefs_paths_ == 0.0) < 0.8
+    np.testing.assert_array_equal(mine.coefs_paths_ == 0.0, np.abs(other.coefs_paths_) < 1e-9)
+    np.testing.assert_array_equal(mine.coef_ == 0.0, np.abs(other.coef_) < 1e-9)
+
+
+def test_means_over_folds_are_of_both_choices():
+    X, y, _ = classification()
+    settings = {"Cs": L1_CS, "l1_ratios": (0.0, 0.4, 1.0), "scoring": "neg_log_loss"}
+    mine = ours(X, y, refit=False, **settings)
+    best = mine.scores_.swapaxes(1, 2).reshape(5, -1).argmax(axis=1)
+    np.testing.assert_allclose(mine.C_, np.mean(np.repeat(L1_CS, 3)[best]))
+    assert mine.l1_ratio_ == pytest.approx(np.mean(np.tile([0.0, 0.4, 1.0], 3)[best]))
+    paths = mine.coefs_paths_.swapaxes(1, 2).reshape(5, 9, 1, -1)
+    chosen = paths[np.arange(5), best].mean(axis=0)
+    np.testing.assert_allclose(mine.coef_, chosen[:, :-1], atol=1e-12)
+    np.testing.assert_allclose(mine.intercept_, chosen[:, -1], atol=1e-12)
+
+
 def test_folds_may_be_listed():
     X, y, _ = classification()
     groups = np.arange(len(y)) % 7
@@ -135,6 +197,18 @@ def test_passes_and_rounds_are_counted_and_told():
     assert np.isfinite(history["objective"]).all()
     # 20 values times 5 folds, of which each by itself takes six or seven rounds.
     assert len(history) <= 10
+    absolute = ours(X, y, Cs=20, path_tol=1e-6, l1_ratios=(0.5, 1.0))
+    assert absolute.n_passes_ == 1 + len(absolute.history_)
+    assert len(absolute.history_) <= 12
+
+
+def test_too_many_coefficients_are_refused_with_what_would_work():
+    X = np.random.default_rng(0).normal(size=(60, 2100))
+    y = np.arange(60) % 2
+    with pytest.raises(IncompatibleError, match="solver='lbfgs'"):
+        ours(X, y)
+    with pytest.raises(IncompatibleError, match=r"LogisticRegressionCV.*2101.*l1_ratio=\.\.\."):
+        ours(X, y, l1_ratios=(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +220,11 @@ def test_passes_and_rounds_are_counted_and_told():
         ({"Cs": [1.0, -1.0]}, ValueError, "must be positive, found -1.0"),
         ({"Cs": []}, ValueError, "list of numbers"),
         ({"scoring": "roc_auc"}, ValueError, "cannot be summed|can be summed"),
-        ({"l1_ratios": (0.5,)}, IncompatibleError, "GridSearchCV"),
+        ({"l1_ratios": (0.5, 1.5)}, ValueError, r"l1_ratios=.*at most 1, found 1\.5"),
+        ({"l1_ratios": (-0.5,)}, ValueError, r"l1_ratios=.*at least 0, found -0\.5"),
+        ({"l1_ratios": (np.nan,)}, ValueError, "l1_ratios=.*found nan"),
+        ({"l1_ratios": ()}, ValueError, "l1_ratios=.*list of numbers"),
+        ({"l1_ratios": 0.5}, ValueError, "l1_ratios=.*list of numbers"),
         ({"path_tol": 0.0}, ValueError, "path_tol"),
         ({"cv": ShuffleSplit(3)}, DataError, "split"),
         ({"cv": 1000}, DataError, "use fewer folds"),

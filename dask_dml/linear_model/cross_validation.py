@@ -16,7 +16,7 @@ from dask_dml.errors import IncompatibleError
 from dask_dml.estimator import LinearEstimator, Setting, check_survey
 from dask_dml.faults.checkpoint import Checkpoint, CheckpointKeeper
 from dask_dml.linear_model.folds import check_folds, folds_of
-from dask_dml.objective import Problem, Survey
+from dask_dml.objective import L2Penalty, Problem, Survey
 from dask_dml.objective.blas import single_threaded_blas
 from dask_dml.objective.folds import BlockFolds, FoldEncoder
 from dask_dml.objective.held_out import HeldOutRequest, LeaveOneOutRequest, Metric
@@ -27,7 +27,7 @@ from dask_dml.report.progress import default_progress
 from dask_dml.runtime import Executor, Listener, Outcome, RunSpec
 from dask_dml.runtime.cross_validation import CrossValidation
 from dask_dml.runtime.sample import is_worth_solving, optimum_of_sample
-from dask_dml.solvers import Goal, Newton
+from dask_dml.solvers import Goal, Newton, ProximalNewton
 from dask_dml.solvers.core import MAX_ITER
 from dask_dml.solvers.joint import JointNewton, JointState
 
@@ -98,12 +98,15 @@ class CrossValidated(LinearEstimator):
         survey = executor.survey(self._target_kind, share)
         check_survey(survey.total)
         problems, encoder = self._problems(survey.total)
-        middle, passes = problems[len(problems) // 2], 1.0
+        middle, passes = _smooth(problems[len(problems) // 2]), 1.0
         if middle.n_coordinates > _MOST_COORDINATES:
+            has_absolute = any(problem.penalty.absolute for problem in problems)
+            screened = "l1_ratio=..., which forms a Hessian of few columns"
+            around = screened if has_absolute else "solver='lbfgs'"
             raise IncompatibleError(
                 f"{name} takes a Hessian of every fold, and {middle.n_coordinates} coefficients "
                 f"are more than {_MOST_COORDINATES}: use scikit-learn's GridSearchCV around an "
-                "estimator with solver='lbfgs'"
+                f"estimator with {around}"
             )
         n_folds, folds = self._folds(source, survey.total)
         start = middle.start()
@@ -156,12 +159,26 @@ class CrossValidated(LinearEstimator):
         """The model of the best penalty, fitted to all rows from what is known of it on them."""
         problem = joint.problems[grid.best]
         start = (state.trial[joint.at(grid.best, None)] * problem.scale).ravel()
-        solver = Newton(Goal.of(problem, self.tol, self.max_iter))
-        outcome = rounds.minimise(problem, solver, start)
+        outcome = rounds.minimise(problem, _finishing(problem, self.tol, self.max_iter), start)
         if not grid.is_solved:
             final = replace(outcome.state, reason=MAX_ITER)
             outcome = Outcome(final, outcome.passes)
         return Setting(problem, encoder, start), outcome
+
+
+def _smooth(problem: Problem) -> Problem:
+    """A problem without absolute values, to start from: penalised as strongly by squares."""
+    penalty = problem.penalty
+    if not penalty.absolute:
+        return problem
+    return replace(problem, penalty=L2Penalty(penalty.strength + penalty.absolute))
+
+
+def _finishing(problem: Problem, tol: float, max_iter: int) -> Newton | ProximalNewton:
+    """What takes a point near the optimum there, on all rows, and certifies it."""
+    if problem.penalty.absolute:
+        return replace(ProximalNewton.of(problem, tol, max_iter), shares=(1.0,))
+    return Newton(Goal.of(problem, tol, max_iter))
 
 
 def models_of_folds(

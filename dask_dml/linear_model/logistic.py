@@ -217,11 +217,11 @@ METRICS: dict[str, Metric] = {
 
 
 class LogisticRegressionCV(CrossValidated, LogisticClassifier):
-    r"""Logistic regression whose `C` is chosen by cross-validation.
+    r"""Logistic regression whose penalty is chosen by cross-validation.
 
-    Every pass over the data serves all folds and all values of C; see the notes. The objective of
-    each model is that of `LogisticRegression`, on the rows of all folds but one; the model of the
-    best C is then fitted to all rows.
+    Every pass over the data serves all folds, values of C and l1_ratios; see the notes. The
+    objective of each model is that of `LogisticRegression`, on the rows of all folds but one; the
+    best model is then fitted to all rows.
 
     Parameters
     ----------
@@ -229,14 +229,16 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
         Values to try, ``inf`` for no penalty; a number means so many from 1e-4 to 1e4, in equal
         ratios.
     l1_ratios : sequence of float
-        ``(0.0,)``: the penalty is the squared norm.
+        Shares of the L1 norm in the penalty to try with every C, from 0 to 1; see
+        `LogisticRegression`.
     fit_intercept : bool
     cv : int, splitter, iterable or None
         Number of stratified folds, not shuffled; None is 5. For data in this process also a
         scikit-learn splitter or pairs of training and test rows, whose test rows divide the data.
     scoring : {"accuracy", "neg_log_loss", "neg_brier_score"} or None
-        What is highest, in the mean over the folds, for the best C; None is accuracy. Rows held
-        out count with their sample weights, without those of classes.
+        What is highest, in the mean over the folds, for the best C and l1_ratio, of equals for the
+        first C; None is accuracy. Rows held out count with their sample weights, without those of
+        classes.
     tol : float
         Relative gap of the model that is fitted to all rows.
     path_tol : float or None
@@ -249,8 +251,8 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
     class_weight : dict, "balanced" or None
         Factors on the rows of each class in training; "balanced" by the classes of all rows.
     refit : bool
-        False: no model is fitted to all rows. The coefficients, and `C_`, are means over the folds
-        of those of the best C of each; `gap_` is nan.
+        False: no model is fitted to all rows. The coefficients, `C_` and `l1_ratio_` are means over
+        the folds of those of the best model of each; `gap_` is nan.
     runtime : Runtime or None
     callbacks : sequence of callable
         See `LogisticRegression`. There is no `checkpoint`: one of many models is not kept.
@@ -261,8 +263,8 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
         What was chosen.
     Cs_, l1_ratios_ : ndarray
         What was tried.
-    scores_ : ndarray of shape (n_folds, 1, n_cs)
-    coefs_paths_ : ndarray of shape (n_folds, 1, n_cs, K, p or p + 1)
+    scores_ : ndarray of shape (n_folds, n_l1_ratios, n_cs)
+    coefs_paths_ : ndarray of shape (n_folds, n_l1_ratios, n_cs, K, p or p + 1)
         Of the models of the folds, with the intercept last; K is 1 for two classes.
     coef_, intercept_, classes_, n_features_in_, n_iter_, gap_, n_passes_, history_, faults_
         Of the model that is fitted to all rows; see `LogisticRegression`. Shapes of attributes are
@@ -272,9 +274,10 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
     -----
     Each row is held out in one fold. A pass that keeps folds apart gives loss, gradient and Hessian
     of all training sets, and C enters after the sums, so the sums at one point give a Newton step
-    to every model. A step of decrement d in the loss, on rows with the sum w of second derivatives,
-    leaves a gap of about ``10 d^4 / (8 w)`` (`docs/models.md` says why). Where that is too much,
-    further points are taken, each near many models; several points go into one pass over the data.
+    to every model, a proximal one with an L1 norm in the penalty. A step of decrement d in the
+    loss, on rows with the sum w of second derivatives, leaves a gap of about ``10 d^4 / (8 w)``
+    (`docs/models.md` says why). Where that is too much, further points are taken, each near many
+    models; several points go into one pass over the data.
 
     Examples
     --------
@@ -323,14 +326,8 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
                 f"LogisticRegressionCV(path_tol=...) must be a positive number or None, got {tol!r}"
             )
         self._values()
+        self._ratios()
         self._metric_named()
-        ratios = np.asarray(self.l1_ratios)
-        if ratios.dtype.kind not in "iuf" or ratios.ndim != 1 or not len(ratios) or ratios.any():
-            raise IncompatibleError(
-                f"LogisticRegressionCV(l1_ratios={self.l1_ratios!r}): sums are shared among models "
-                "with a squared norm as penalty, l1_ratios=(0.0,); use scikit-learn's GridSearchCV "
-                "around LogisticRegression(l1_ratio=...)"
-            )
 
     def _tol_of_folds(self, problem: Problem) -> float:
         if self.path_tol is not None:
@@ -345,6 +342,15 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
             return np.logspace(-4, 4, int(self.Cs))
         return penalty_values("LogisticRegressionCV", "Cs", self.Cs, has_zero=False)
 
+    def _ratios(self) -> Array:
+        name = "LogisticRegressionCV"
+        ratios = penalty_values(name, "l1_ratios", self.l1_ratios, has_zero=True)
+        if np.any(ratios > 1.0):
+            raise ValueError(
+                f"{name}(l1_ratios=...): every value must be at most 1, found {ratios.max()}"
+            )
+        return ratios
+
     def _metric_named(self) -> Metric:
         scoring = "accuracy" if self.scoring is None else self.scoring
         return metric_of("LogisticRegressionCV", scoring, METRICS)
@@ -358,23 +364,28 @@ class LogisticRegressionCV(CrossValidated, LogisticClassifier):
         problems = [
             Problem(
                 loss,
-                L2Penalty(0.0 if np.isinf(C) else 1.0),
+                L2Penalty(0.0) if np.isinf(C) else ElasticNetPenalty(1.0 - ratio, ratio),
                 1.0 if np.isinf(C) else float(C),
                 weighted,
                 self.fit_intercept,
             )
             for C in self._values()
+            for ratio in self._ratios().tolist()
         ]
         return problems, TargetEncoder(survey.classes, factors)
 
     def _take_grid(self, problems: Sequence[Problem], grid: Grid) -> None:
         coef, intercept = coefficients_of(problems[0], grid.theta)
         paths = np.concatenate([coef, intercept[..., None]], -1) if self.fit_intercept else coef
-        self.Cs_, self.l1_ratios_ = self._values(), np.asarray(self.l1_ratios, dtype=np.float64)
-        self.scores_ = grid.scores[:, None]
-        self.coefs_paths_ = paths[:, None]
+        self.Cs_, self.l1_ratios_ = self._values(), self._ratios()
+        # Models are in order of C, and of l1_ratio for each.
+        shape = (len(paths), len(self.Cs_), len(self.l1_ratios_))
+        self.scores_ = grid.scores.reshape(shape).swapaxes(1, 2)
+        self.coefs_paths_ = paths.reshape(*shape, *paths.shape[2:]).swapaxes(1, 2)
         best = grid.best if self.refit else grid.scores.argmax(axis=1)
-        self.C_, self.l1_ratio_ = float(np.mean(self.Cs_[best])), 0.0
+        of_C, of_ratio = np.divmod(best, shape[2])
+        self.C_ = float(np.mean(self.Cs_[of_C]))
+        self.l1_ratio_ = float(np.mean(self.l1_ratios_[of_ratio]))
 
     def _refitted(
         self,

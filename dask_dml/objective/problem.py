@@ -126,10 +126,19 @@ class Problem:
         theta = coef.copy()
         if self.fit_intercept:
             theta = np.column_stack([coef, intercept + (coef * self.center).sum(axis=1)])
-        if self.loss.shift_invariant:
-            # The same scores but for a shift, and the least penalty; see `_hessian`.
-            theta[:, self._n_fixed :] -= theta[:, self._n_fixed :].mean(axis=0)
-        return np.ascontiguousarray(theta * self.scale).ravel()
+        return np.ascontiguousarray(self.unshifted(theta) * self.scale).ravel()
+
+    def unshifted(self, theta: Array) -> Array:
+        """Of coefficients (..., K, q) with the same scores but for shifts, those of least penalty.
+
+        See `_hessian`: points have no other part.
+        """
+        if not self.loss.shift_invariant:
+            return theta
+        theta = theta.copy()
+        free = theta[..., self._n_fixed :]
+        free -= free.mean(axis=-2, keepdims=True)
+        return theta
 
     def coefficients(self, point: Array) -> tuple[Array, Array]:
         """Coefficients (K, p) and intercepts (K,) of the columns as given."""

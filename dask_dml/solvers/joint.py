@@ -2,7 +2,8 @@
 
 The sums over rows at one point serve every problem: each takes its own training rows' share of
 them, fold by fold, and adds its own penalty. So all problems step from a few shared points. What a
-step leaves is estimated, and only problems to which it leaves too much get further points.
+step leaves is estimated, and only problems to which it leaves too much get further points. With
+absolute values in the penalty a step is that of the proximal Newton method.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from dask_dml.objective.blocks import Request, Statistics
 from dask_dml.objective.folds import FoldRequest, FoldStatistics, FoldSums
 from dask_dml.objective.losses import Array
-from dask_dml.objective.problem import Problem
+from dask_dml.objective.problem import Evaluation, Problem
 from dask_dml.solvers.core import (
     is_negligible,
     newton_direction,
     relative_gap,
 )
+from dask_dml.solvers.proximal import minimum_of_model
 
 # Most bytes of sums that one round asks for.
 _LARGEST_ANSWER_BYTES = 64_000_000
@@ -45,6 +47,27 @@ class Member(NamedTuple):
 
     penalty: int
     held_out: int | None
+
+
+class _Move(NamedTuple):
+    """From a point to the minimum of its model.
+
+    Attributes
+    ----------
+    direction : ndarray of shape (K, q)
+        In coefficients of centred columns.
+    decrease : float
+        By which the model falls.
+    length2 : float
+        Squared, in the norm of the Hessian.
+    rounding : float
+        The gap that it may leave by rounding.
+    """
+
+    direction: Array
+    decrease: float
+    length2: float
+    rounding: float
 
 
 class _Step(NamedTuple):
@@ -171,24 +194,26 @@ class JointNewton:
         return FoldRequest(tuple(asked), self.n_folds)
 
     def tell(
-        self, state: JointState, request: FoldRequest, sums: FoldSums, tol: float
+        self, state: JointState, request: FoldRequest, found: FoldSums, tol: float
     ) -> JointState:
         """Move every member that is not solved to the best of the points, and find its step."""
         points = np.stack([asked.theta for asked in request.requests])
         share = request.requests[0].gram_share
-        training, trial, told = _Training(sums.answers), state.trial, state.copy()
+        training, trial, told = _Training(found.answers), state.trial, state.copy()
         for number in np.flatnonzero(~state.is_solved(tol)).tolist():
             penalty, held_out = self.members[number]
             problem = self.problems[penalty]
-            values = self._values(problem, held_out, points, training)
+            own = problem.unshifted(points)
+            values = self._values(problem, held_out, own, training)
             best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
             step = None
             if np.isfinite(values[best]):
-                step = self._step(problem, points[best], training.sums(best, held_out), share)
+                sums = training.sums(best, held_out)
+                step = self._step(problem, own[best], trial[number], sums, share)
             # Near the optimum steps from any point lead there, the better the less they leave.
             is_lower = step is not None and step.value < state.value[number]
             if step is not None and (is_lower or step.left < state.left[number]):
-                told.take(number, points[best], step)
+                told.take(number, own[best], step)
             elif not (points == trial[number]).all(axis=(1, 2)).any():
                 told.is_alone[number] = True
             elif np.isfinite(state.left[number]):
@@ -207,26 +232,28 @@ class JointNewton:
         penalties = np.array([problem.penalty.value(each) for each in coef])
         return np.asarray(problem.multiplier * losses + penalties)
 
-    def _step(self, problem: Problem, theta: Array, sums: Statistics, share: float) -> _Step:
-        """Newton step of a member, and what it leaves."""
-        at = (theta * problem.scale).ravel()
-        evaluation = problem.evaluation(at, sums)
+    def _step(
+        self, problem: Problem, theta: Array, near: Array, sums: Statistics, share: float
+    ) -> _Step:
+        """Newton step of a member from a point, likely to somewhere near, and what it leaves."""
+        evaluation = problem.evaluation((theta * problem.scale).ravel(), sums)
         value = evaluation.value
-        flat, rounding = newton_direction(evaluation, problem.loss.self_concordance == 0.0)
-        direction = flat.reshape(theta.shape) / problem.scale
-        decrement2 = max(float(-(evaluation.gradient @ flat)), 0.0)
-        is_rounding = is_negligible(value, 0.5 * decrement2)
-        if decrement2 > 2.0 * value:
+        if problem.penalty.absolute:
+            move = _proximal_move(problem, theta, near, evaluation)
+        else:
+            move = _smooth_move(problem, theta, evaluation)
+        is_rounding = is_negligible(value, move.decrease)
+        if move.decrease > value:
             # No objective is below zero: where the model says so, the step is too long.
-            return _Step(direction, 2.0 * value / decrement2, value, np.nan, is_rounding)
-        in_loss = decrement2 / problem.multiplier
+            return _Step(move.direction, value / move.decrease, value, np.nan, is_rounding)
+        in_loss = move.length2 / problem.multiplier
         change2 = float(self._change2(in_loss, cast("Array", sums.gram)))
         sampling = 0.0
         if share < 1.0:
             sampling = 0.5 * in_loss * _sampling_error2(theta.size, share * sums.n_rows)
-        left = problem.multiplier * float(_remainder(change2, in_loss) + sampling) + rounding
-        left = relative_gap(value, 0.5 * decrement2, left if change2 <= 1.0 else np.inf)
-        return _Step(direction, 1.0, value, left, is_rounding)
+        left = problem.multiplier * float(_remainder(change2, in_loss) + sampling) + move.rounding
+        left = relative_gap(value, move.decrease, left if change2 <= 1.0 else np.inf)
+        return _Step(move.direction, 1.0, value, left, is_rounding)
 
     @cached_property
     def _held_out(self) -> list[int | None]:
@@ -302,6 +329,25 @@ class JointNewton:
         """Squared distances, shape (m,), in the norm of the loss's Hessian: along (m, K, q)."""
         flat = away.reshape(len(away), -1)
         return np.asarray(np.einsum("ij,ij->i", flat @ state.gram, flat))
+
+
+def _smooth_move(problem: Problem, theta: Array, evaluation: Evaluation) -> _Move:
+    flat, rounding = newton_direction(evaluation, problem.loss.self_concordance == 0.0)
+    decrement2 = max(float(-(evaluation.gradient @ flat)), 0.0)
+    direction = flat.reshape(theta.shape) / problem.scale
+    return _Move(direction, 0.5 * decrement2, decrement2, rounding)
+
+
+def _proximal_move(problem: Problem, theta: Array, near: Array, evaluation: Evaluation) -> _Move:
+    hessian, weights = cast("Array", evaluation.hessian), problem.absolute_weights
+    point, start = (theta * problem.scale).ravel(), (near * problem.scale).ravel()
+    better = minimum_of_model(hessian, evaluation.gradient - hessian @ point, weights, start)
+    flat = better - point
+    length2 = max(float(flat @ hessian @ flat), 0.0)
+    slope = float(evaluation.gradient @ flat + weights @ (np.abs(better) - np.abs(point)))
+    # What is to be zero is so to the last bit at the end of this direction.
+    direction = better.reshape(theta.shape) / problem.scale - theta
+    return _Move(direction, max(-slope - 0.5 * length2, 0.0), length2, 0.0)
 
 
 def _sampling_error2(n_coordinates: int, n_rows: float) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dask_dml.objective import (
+    ElasticNetPenalty,
     L2Penalty,
     LogisticLoss,
     MultinomialLoss,
@@ -17,11 +18,12 @@ from dask_dml.objective import (
     survey_block,
 )
 from dask_dml.objective.survey import HeldOut
-from dask_dml.solvers import Goal, Newton
+from dask_dml.solvers import Goal, Newton, ProximalNewton
 from dask_dml.solvers.joint import JointNewton
 
 N, P, N_FOLDS = 300, 3, 3
 FOLDS = np.arange(N) % N_FOLDS
+SQUARES = (L2Penalty(1.0),)
 LOSSES = {"logistic": LogisticLoss(), "multinomial": MultinomialLoss(3), "squared": SquaredLoss()}
 
 
@@ -35,10 +37,14 @@ def rows(name, spread=1.0):
     return X, scores[:, :n_classes].argmax(axis=1).astype(np.int32), TargetKind.CLASSES
 
 
-def joint_of(name, X, y, kind, multipliers):
+def joint_of(name, X, y, kind, multipliers, penalties=SQUARES):
     survey = survey_block(kind, tuple("abc"), 0, X, y, None)
     loss = LOSSES[name]
-    problems = [Problem(loss, L2Penalty(1.0), factor, survey, True) for factor in multipliers]
+    problems = [
+        Problem(loss, penalty, factor, survey, True)
+        for factor in multipliers
+        for penalty in penalties
+    ]
     return JointNewton(problems, N_FOLDS, 100)
 
 
@@ -59,6 +65,8 @@ HALVES = (slice(N // 2), slice(N // 2, None))
 
 def by_itself(problem, X, y):
     solver = Newton(Goal.of(problem, 1e-14, 100))
+    if problem.penalty.absolute:
+        solver = ProximalNewton.of(problem, 1e-14, 100)
     state = solver.start(problem.start())
     while not state.reason:
         ask = solver.ask(state)
@@ -71,9 +79,18 @@ def by_itself(problem, X, y):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("tol", [1e-4, 1e-10])
-def test_every_member_is_within_its_gap(name, tol):
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        SQUARES,
+        [ElasticNetPenalty(0.0, 1.0)],
+        [L2Penalty(1.0), ElasticNetPenalty(0.5, 0.5), ElasticNetPenalty(0.0, 1.0)],
+    ],
+    ids=["squares", "absolute", "both"],
+)
+def test_every_member_is_within_its_gap(name, tol, penalties):
     X, y, kind = rows(name)
-    joint = joint_of(name, X, y, kind, [1e-3, 1e-2, 0.1, 1.0, 10.0])
+    joint = joint_of(name, X, y, kind, [1e-3, 1e-2, 0.1, 1.0, 10.0], penalties)
     state, _ = solved(joint, X, y, np.arange(len(joint.members)), tol)
     assert state.is_solved(tol).all()
     for number, member in enumerate(joint.members):
@@ -84,6 +101,8 @@ def test_every_member_is_within_its_gap(name, tol):
         value = problem.evaluation(point, sums).value
         optimum = by_itself(problem, X[training], y[training])
         assert (value - optimum) / value <= max(state.left[number], 1e-13)
+        if problem.penalty.strength == 0.0 and problem.multiplier < 0.01:
+            assert not state.trial[number][:, :-1].any()
 
 
 def test_a_quadratic_takes_one_point_for_all():
