@@ -180,7 +180,7 @@ _ABSOLUTE_C = 0.002
 _POISSON_ALPHA = 1e-4
 
 # The condition numbers are chosen by the iterations that scikit-learn's L-BFGS takes at its own
-# tolerance: some 40 to 50, and about 100 of 1,000 columns.
+# tolerance: some 40 to 50, and 80 of 1,000 columns.
 WORKS = {
     "logistic": Work(
         title="logistic, {:,} x 28 float32, correlated columns, condition 300",
