@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -219,7 +220,6 @@ def test_what_cannot_be_categories_is_refused(frame, tmp_path):
         ingested(frame, tmp_path / "d.zarr", "late", frame, layout="vertical", chunks="auto")
     with pytest.raises(IngestError, match="in categorical and one_hot"):
         ingested(frame, tmp_path / "d.zarr", "late", frame, one_hot=["month"])
-    dd = pytest.importorskip("dask.dataframe")
     lazy = dd.from_pandas(frame, npartitions=2)
     with pytest.raises(IngestError, match="source is a dask DataFrame: write it to Parquet"):
         ingested(lazy, tmp_path / "d.zarr", "late", frame)

@@ -42,12 +42,11 @@ def agree(model, expected, X):
 EXACT = {"tol": 1e-10, "max_iter": 10**6}
 
 
-@pytest.mark.parametrize("fit_intercept", [True, False])
+# Columns far from 0 are well conditioned only once an intercept has centred them: coordinate
+# descent, which the expected values come from, does not get there otherwise.
+@pytest.mark.parametrize(("fit_intercept", "away"), [(True, 0.0), (True, 50.0), (False, 0.0)])
 @pytest.mark.parametrize("is_weighted", [True, False])
-@pytest.mark.parametrize("away", [0.0, 50.0])
 def test_the_lasso_agrees_with_scikit_learn(fit_intercept, is_weighted, away):
-    if away and not fit_intercept:
-        pytest.skip("too ill-conditioned for coordinate descent")
     X, y, weight = made(away=away)
     weight = weight if is_weighted else None
     arguments = {"fit_intercept": fit_intercept, "alphas": 30}
