@@ -180,12 +180,13 @@ class Clocks:
 
 
 def wait_for_plugins(client: Client, n_workers: int) -> None:
-    def n_equipped(dask_scheduler: Any) -> int:
-        return len(dask_scheduler.plugins[NAME]._crew.equipped)
+    async def n_equipped(dask_scheduler: Any) -> int:
+        crew = dask_scheduler.plugins[NAME]._crew
+        await asyncio.gather(*crew._adding)
+        return len(crew.equipped)
 
-    while (n := client.run_on_scheduler(n_equipped)) < n_workers:
-        say(f"{n} of {n_workers} workers have their plugin")
-        time.sleep(2.0)
+    n = client.run_on_scheduler(n_equipped)
+    assert n == n_workers, f"{n} of {n_workers} workers have their plugin"
 
 
 def costs_of(n_workers: int, n_rounds: int) -> list[Cost]:
