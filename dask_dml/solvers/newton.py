@@ -11,29 +11,17 @@ from dask_dml.objective.problem import Evaluation
 from dask_dml.solvers.core import (
     CONVERGED,
     MAX_ITER,
-    STALLED,
     VANISHED,
     Ask,
     Goal,
-    SolverState,
     StoredState,
     certified_finish,
-    is_descent,
     is_negligible,
     relative_gap,
-    shorter_step,
 )
+from dask_dml.solvers.line import LineState, shortened
 
 _TINY = float(np.finfo(np.float64).tiny)
-
-
-@dataclass(frozen=True)
-class NewtonState(SolverState):
-    """State of `Newton`: the accepted point, and the line along which a trial is made."""
-
-    direction: Array
-    slope: float
-    step: float
 
 
 @dataclass(frozen=True)
@@ -51,26 +39,24 @@ class Newton:
     goal: Goal
     name: str = "newton"
 
-    def start(self, point: Array) -> NewtonState:
+    def start(self, point: Array) -> LineState:
         """State before the first round."""
-        return NewtonState(point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0)
+        return LineState(point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0)
 
-    def ask(self, state: NewtonState) -> Ask:
+    def ask(self, state: LineState) -> Ask:
         """The next trial point, with its Hessian."""
-        return Ask(state.point + state.step * state.direction, 2)
+        return Ask(state.trial, 2)
 
-    def restore(self, stored: StoredState) -> NewtonState:
+    def restore(self, stored: StoredState) -> LineState:
         """The state that was stored."""
-        return stored.restored(NewtonState)
+        return stored.restored(LineState)
 
-    def tell(self, state: NewtonState, evaluation: Evaluation) -> NewtonState:
+    def tell(self, state: LineState, evaluation: Evaluation) -> LineState:
         """Accept the trial and turn to the next Newton step, or shorten the step."""
         first = not np.isfinite(state.value)
-        if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
-            step = shorter_step(state.value, state.slope, state.step, evaluation.value)
-            stalled = is_negligible(state.value, -step * state.slope)
-            return replace(state, step=step, reason=STALLED if stalled else "")
-        point = self.ask(state).point
+        if (shorter := shortened(state, evaluation.value)) is not None:
+            return shorter
+        point = state.trial
         newton, better, gap_after = certified_finish(point, evaluation, self.goal)
         gap_here = relative_gap(evaluation.value, newton.gap, newton.gap)
         n_iter = state.n_iter + (0 if first else 1)

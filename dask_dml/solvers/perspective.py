@@ -12,17 +12,14 @@ from dask_dml.objective.problem import Evaluation
 from dask_dml.solvers.core import (
     CONVERGED,
     MAX_ITER,
-    STALLED,
     Ask,
     Goal,
-    SolverState,
     StoredState,
-    is_descent,
     is_negligible,
     newton_step,
     relative_gap,
-    shorter_step,
 )
+from dask_dml.solvers.line import LineState, shortened
 
 NO_SCALE = "the scale falls to zero: too many rows lie exactly on one plane"
 
@@ -36,12 +33,9 @@ _UNSOLVED = 1e-9
 
 
 @dataclass(frozen=True)
-class PerspectiveNewtonState(SolverState):
-    """State of `PerspectiveNewton`: the accepted point, and the line of the trials."""
+class PerspectiveNewtonState(LineState):
+    """State of `PerspectiveNewton`."""
 
-    direction: Array
-    slope: float
-    step: float
     least_scale: float
 
 
@@ -106,7 +100,7 @@ class PerspectiveNewton:
 
     def ask(self, state: PerspectiveNewtonState) -> Ask:
         """The next trial point, with its Hessian."""
-        return Ask(state.point + state.step * state.direction, 2)
+        return Ask(state.trial, 2)
 
     def restore(self, stored: StoredState) -> PerspectiveNewtonState:
         """The state that was stored."""
@@ -115,11 +109,9 @@ class PerspectiveNewton:
     def tell(self, state: PerspectiveNewtonState, evaluation: Evaluation) -> PerspectiveNewtonState:
         """Accept the trial and turn to the minimum of the next model, or shorten the step."""
         first = not np.isfinite(state.value)
-        if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
-            step = shorter_step(state.value, state.slope, state.step, evaluation.value)
-            stalled = is_negligible(state.value, -step * state.slope)
-            return replace(state, step=step, reason=STALLED if stalled else "")
-        point = self.ask(state).point
+        if (shorter := shortened(state, evaluation.value)) is not None:
+            return shorter
+        point = state.trial
         n_iter = state.n_iter + (0 if first else 1)
         found = self._step(float(point[-1]), evaluation)
         gap = self._gap(float(point[-1]), evaluation, found.newton)

@@ -19,19 +19,16 @@ from dask_dml.objective.problem import Evaluation, Problem
 from dask_dml.solvers.core import (
     CONVERGED,
     MAX_ITER,
-    STALLED,
     Ask,
     Goal,
-    SolverState,
     StoredState,
-    is_descent,
     is_negligible,
     largest_change,
     newton_direction,
     relative_gap,
     self_concordant_gaps,
-    shorter_step,
 )
+from dask_dml.solvers.line import LineState, shortened
 
 # Terms up to which a Hessian of all of them costs little more than a gradient.
 NARROW_TERMS = 150
@@ -62,8 +59,8 @@ _ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
-class ProximalNewtonState(SolverState):
-    """State of `ProximalNewton`: the accepted point, and the line along which a trial is made.
+class ProximalNewtonState(LineState):
+    """State of `ProximalNewton`.
 
     Attributes
     ----------
@@ -76,17 +73,12 @@ class ProximalNewtonState(SolverState):
         where it has to be asked for.
     margin : float
         Added to all weights in this stage.
-    direction : ndarray of shape (d,)
-    slope, step : float
     """
 
     stage: int
     terms: NDArray[np.intp]
     known: Array
     margin: float
-    direction: Array
-    slope: float
-    step: float
 
 
 @dataclass(frozen=True)
@@ -164,16 +156,15 @@ class ProximalNewton:
         if self.is_screened:
             terms = np.flatnonzero((point != 0.0) | (self.absolute == 0.0))
         return ProximalNewtonState(
-            point, np.inf, np.nan, 0, "", 0, terms, _UNKNOWN, 0.0, np.zeros_like(point), 0.0, 1.0
+            point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0, 0, terms, _UNKNOWN, 0.0
         )
 
     def ask(self, state: ProximalNewtonState) -> Ask:
         """The next trial point, with the Hessian of its terms."""
-        trial = state.point + state.step * state.direction
         if state.known.size:
-            return Ask(trial, 1, self.shares[state.stage])
+            return Ask(state.trial, 1, self.shares[state.stage])
         terms = None if len(state.terms) == self._n_terms else state.terms
-        return Ask(trial, 2, self.shares[state.stage], terms=terms)
+        return Ask(state.trial, 2, self.shares[state.stage], terms=terms)
 
     def restore(self, stored: StoredState) -> ProximalNewtonState:
         """The state that was stored."""
@@ -190,12 +181,10 @@ class ProximalNewton:
             # What columns that say nothing gain in a sample: with less, many of them would join.
             margin = float(np.sqrt(2.0 * abs(evaluation.value) / self._n_sampled(state)))
             state = replace(state, margin=margin)
-        point = self.ask(state).point
+        point = state.trial
         value = evaluation.value + float((self._weights(state) - self.absolute) @ np.abs(point))
-        if not first and not is_descent(state.value, state.slope, state.step, value):
-            step = shorter_step(state.value, state.slope, state.step, value)
-            stalled = is_negligible(state.value, -step * state.slope)
-            return replace(state, step=step, reason=STALLED if stalled else "")
+        if (shorter := shortened(state, value)) is not None:
+            return shorter
         n_iter = state.n_iter + (0 if first else 1)
         accepted = replace(state, point=point, value=value, n_iter=n_iter)
         if not self._is_last(state):

@@ -16,13 +16,11 @@ from dask_dml.solvers.core import (
     STALLED,
     Ask,
     Goal,
-    SolverState,
     StoredState,
-    is_descent,
     is_negligible,
     relative_gap,
-    shorter_step,
 )
+from dask_dml.solvers.line import LineState, shortened
 from dask_dml.solvers.proximal import least_subgradient, minimum_of_model
 
 # What a width is divided by when its minimum has been found: when no more is left to gain there
@@ -44,16 +42,13 @@ _UNSOLVED = 1e-9
 
 
 @dataclass(frozen=True)
-class SmoothingState(SolverState):
+class SmoothingState(LineState):
     """State of `SmoothingNewton`: the smooth minimisation, and the best vertex so far.
 
     The anchor is the minimum at the last width, with the end of the line from there; the metric is
     the Hessian there, of more rows than there are in a narrower kink.
     """
 
-    direction: Array
-    slope: float
-    step: float
     anchor: Array
     end: Array
     vertex: Array
@@ -134,7 +129,7 @@ class SmoothingNewton:
         """The vertex, or the next trial point with its Hessian."""
         if state.is_at_vertex:
             return Ask(state.vertex, 1)
-        return Ask(state.point + state.step * state.direction, 2)
+        return Ask(state.trial, 2)
 
     def restore(self, stored: StoredState) -> SmoothingState:
         """The state that was stored."""
@@ -146,13 +141,11 @@ class SmoothingNewton:
             return self._with_vertex(state, evaluation)
         first = not np.isfinite(state.value)
         share = float(np.sqrt(state.point[-1] / state.anchor[-1]))
-        if not first and not is_descent(state.value, state.slope, state.step, evaluation.value):
+        if (shorter := shortened(state, evaluation.value)) is not None:
             if share < _LEAST_SHRINKAGE:
                 return self._restarted(state, share)
-            step = shorter_step(state.value, state.slope, state.step, evaluation.value)
-            lost = is_negligible(state.value, -step * state.slope)
-            return replace(state, step=step, is_at_vertex=int(lost))
-        point = self.ask(state).point
+            return replace(shorter, reason="", is_at_vertex=int(shorter.reason == STALLED))
+        point = state.trial
         width, here = float(point[-1]), point[:-1]
         inner = self._without_width(evaluation)
         better, is_flat = self._minimum(here, inner, state.metric)

@@ -35,7 +35,7 @@ from dask_dml.faults.identity import identity
 from dask_dml.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
 from dask_dml.report.history import History
 from dask_dml.runtime import RoundEnded
-from dask_dml.solvers.newton import NewtonState
+from dask_dml.solvers.line import LineState
 
 LOCAL = dml.Runtime(client="local")
 RNG = np.random.default_rng(5)
@@ -621,7 +621,7 @@ def keeper(tmp_path, clock, **every):
 
 def progress(n_rounds, reason=""):
     point = np.array([1.0, 2.0])
-    state = NewtonState(point, 3.0, np.nan, n_rounds, reason, point, -1.0, 1.0)
+    state = LineState(point, 3.0, np.nan, n_rounds, reason, point, -1.0, 1.0)
     return Progress(state, n_rounds, 1.0 + n_rounds, point, 1.0, 3.0, point)
 
 
