@@ -172,7 +172,7 @@ def block_statistics(
         from dask_dml.objective import kernels
 
         loss = kernels.compiled_loss(request.loss)
-        is_narrow = request.order == 1 or request.theta.shape[1] <= kernels.GRAM_TERMS
+        is_narrow = request.order == 1 or X.shape[1] <= kernels.GRAM_COLUMNS
         if loss is None or not is_narrow:
             return _blas_statistics(kernels.row_terms(request.loss), request, X, target, weight)
         compiled = functools.partial(_compiled_statistics, loss)

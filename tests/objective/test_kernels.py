@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dask_dml.objective import (
     GammaLoss,
+    HuberLoss,
     LogisticLoss,
     MultinomialLoss,
     PoissonLoss,
@@ -39,7 +40,14 @@ LOSSES = [
     SquaredHingeLoss(),
     SquaredHingeLoss(5),
     SquaredEpsilonInsensitiveLoss(0.3),
+    HuberLoss(-1.35, 1.35, 0.8),
+    HuberLoss(-0.1, 0.9, 0.05),
 ]
+
+
+def with_width(loss, theta):
+    """Coefficients, with a 0 for the width of a loss that has one."""
+    return np.pad(theta, ((0, 0), (0, int(isinstance(loss, HuberLoss)))))
 
 
 def made(n, p, dtype="f4", seed=0, scale=1.0, loss=LOSSES[0]):
@@ -80,7 +88,7 @@ def test_compiled_sums_are_those_of_numpy(
     n, p, order, loss, dtype, weighted, with_intercept, scale, seed
 ):
     X, y, weight, theta = made(n, p, dtype, seed, scale, loss)
-    theta = theta if with_intercept else theta[:, :p]
+    theta = with_width(loss, theta if with_intercept else theta[:, :p])
     request = Request(loss, theta, np.linspace(-1.0, 1.0, p), order)
     w = weight if weighted else None
     agree(block_statistics(request, X, y, w), reference_statistics(request, X, y, w))
@@ -88,9 +96,9 @@ def test_compiled_sums_are_those_of_numpy(
 
 @pytest.mark.parametrize("p", [255, 256, 257, 1000])
 def test_wide_blocks(p):
-    for loss, order in product((LogisticLoss(), MultinomialLoss(3)), (1, 2)):
+    for loss, order in product((LogisticLoss(), MultinomialLoss(3), LOSSES[-1]), (1, 2)):
         X, y, weight, theta = made(300, p, scale=0.1, loss=loss)
-        request = Request(loss, theta, np.linspace(-1.0, 1.0, p), order)
+        request = Request(loss, with_width(loss, theta), np.linspace(-1.0, 1.0, p), order)
         mine = block_statistics(request, X, y, weight)
         agree(mine, reference_statistics(request, X, y, weight))
 
@@ -100,7 +108,7 @@ def test_wide_blocks(p):
 def test_scores_of_any_size_have_the_loss_of_numpy(loss, score):
     X = np.array([[1.0]])
     theta = score * np.linspace(1.0, -1.0, loss.n_outputs)[:, None]
-    request = Request(loss, theta, np.zeros(1), 2)
+    request = Request(loss, with_width(loss, theta), np.zeros(1), 2)
     least = 1.0 if isinstance(loss, GammaLoss) else 0.0
     for y in {least, 1.0, float(max(loss.n_outputs - 1, 1))}:
         target = np.array([y])
@@ -117,7 +125,7 @@ def test_a_score_that_is_no_number_has_no_loss(loss):
     for where in range(loss.n_outputs):
         theta = np.zeros((loss.n_outputs, 1))
         theta[where] = np.nan
-        request = Request(loss, theta, np.zeros(1), 1)
+        request = Request(loss, with_width(loss, theta), np.zeros(1), 1)
         assert np.isnan(block_statistics(request, np.ones((9, 1)), np.ones(9), None).loss)
 
 
@@ -144,13 +152,17 @@ def test_columns_of_very_different_scales():
     )
 
 
-@pytest.mark.parametrize("loss", [SquaredLoss(), PoissonLoss(), MultinomialLoss(3)], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [SquaredLoss(), PoissonLoss(), MultinomialLoss(3), LOSSES[-1]], ids=repr
+)
 def test_rows_without_weight_add_nothing_whatever_they_hold(loss):
     X, y, weight, theta = made(200, 5, "f8", loss=loss)
     weight[::3] = 0.0
-    request = Request(loss, theta, np.zeros(5), 2)
+    request = Request(loss, with_width(loss, theta), np.zeros(5), 2)
     expected = block_statistics(request, X, y, weight)
     X[::3] = 1e250
+    if isinstance(loss, HuberLoss):  # so far away that errors in units of the width overflow
+        X[::3] = 1e308
     found = block_statistics(request, X, y, weight)
     assert found.loss == expected.loss
     assert np.all(np.isfinite(found.gradient))
@@ -164,10 +176,12 @@ def bits(statistics):
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3), PoissonLoss()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [LogisticLoss(), MultinomialLoss(3), PoissonLoss(), LOSSES[-1]], ids=repr
+)
 def test_bits_do_not_depend_on_how_a_block_lies_in_memory(dtype, order, loss):
     X, y, weight, theta = made(1500, 28, dtype, loss=loss)
-    request = Request(loss, theta, np.zeros(28), order)
+    request = Request(loss, with_width(loss, theta), np.zeros(28), order)
     expected = bits(block_statistics(request, X, y, weight))
     unaligned = np.frombuffer(b"\0" + X.tobytes(), np.uint8)[1:].view(X.dtype).reshape(X.shape)
     assert not unaligned.flags.aligned
@@ -185,10 +199,13 @@ def test_bits_do_not_depend_on_how_a_block_lies_in_memory(dtype, order, loss):
 
 def test_blocks_are_read_to_their_end_and_no_further():
     """The last rows, whose last columns have nothing behind them."""
-    for n, p, with_intercept in product((1, 7, 8, 9, 64), (1, 5, 8, 13, 136, 139), (0, 1)):
+    for n, p, with_intercept, loss in product(
+        (1, 7, 8, 9, 64), (1, 5, 8, 13, 136, 139), (0, 1), (LogisticLoss(), LOSSES[-1])
+    ):
         X, y, weight, theta = made(n + 8, p, "f8")
         order = 2 if p < 100 else 1
-        request = Request(LogisticLoss(), theta[:, : p + with_intercept], np.zeros(p), order)
+        theta = with_width(loss, theta[:, : p + with_intercept])
+        request = Request(loss, theta, np.zeros(p), order)
         behind = X.copy()
         behind[n:] = np.nan
         expected = bits(block_statistics(request, X[:n].copy(), y[:n], weight[:n]))
@@ -205,12 +222,15 @@ state = np.arange(60_000, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1
 X = (state.astype(np.float64) / 1000003.0 - 0.5).astype(np.float32)
 found = {}
 losses = [LogisticLoss(), SquaredLoss(), MultinomialLoss(3), PoissonLoss(), GammaLoss(),
-    TweedieLoss(1.5), SquaredHingeLoss(3), SquaredEpsilonInsensitiveLoss(0.1)]
-for p, loss in [*((20, loss) for loss in losses), (250, MultinomialLoss(3))]:
+    TweedieLoss(1.5), SquaredHingeLoss(3), SquaredEpsilonInsensitiveLoss(0.1),
+    HuberLoss(-0.3, 0.7, 0.9)]
+wide = [(250, MultinomialLoss(3)), (250, losses[-1])]
+for p, loss in [*((20, loss) for loss in losses), *wide]:
     rows = X.reshape(-1, p)
     y = (np.arange(len(rows)) * 7 % 3) + (1 if isinstance(loss, GammaLoss) else 0)
     y = np.minimum(y, 1) if loss.n_outputs == 1 and not isinstance(loss, GammaLoss) else y
     theta = np.linspace(-3.0, 3.0, loss.n_outputs * (p + 1)).reshape(loss.n_outputs, p + 1)
+    theta = np.pad(theta, ((0, 0), (0, int(isinstance(loss, HuberLoss)))))
     sums = block_statistics(Request(loss, theta, np.zeros(p), 2), rows, y, None)
     whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()
     found[f"{p} {loss}"] = hashlib.sha256(whole).hexdigest()
@@ -222,8 +242,9 @@ arrays = [survey.moment1, survey.moment2, survey.moments.mean, survey.moments.sc
 arrays.append(np.array([survey.target_moment1, survey.target_moment2, survey.weight]))
 found["survey"] = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 sparse = scipy.sparse.csr_array(np.where(X > 0.3, X, 0).reshape(-1, 20))
-for loss in (LogisticLoss(), MultinomialLoss(3)):
+for loss in (LogisticLoss(), MultinomialLoss(3), losses[-1]):
     theta = np.linspace(-3.0, 3.0, loss.n_outputs * 21).reshape(loss.n_outputs, 21)
+    theta = np.pad(theta, ((0, 0), (0, int(isinstance(loss, HuberLoss)))))
     y = np.arange(sparse.shape[0]) * 7 % max(loss.n_outputs, 2)
     sums = block_statistics(Request(loss, theta, np.full(20, 0.1), 2), sparse, y, None)
     whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()

@@ -15,7 +15,7 @@ from dask_dml.objective.kernels.columns import ColumnSums
 from dask_dml.objective.kernels.losses import compiled_loss, row_terms
 from dask_dml.objective.kernels.sums import Sums
 
-__all__ = ["GRAM_TERMS", "ColumnSums", "Sums", "compiled_loss", "row_terms"]
+__all__ = ["GRAM_COLUMNS", "ColumnSums", "Sums", "compiled_loss", "row_terms"]
 
-# Terms up to which the Gram matrix is summed here; BLAS is faster beyond.
-GRAM_TERMS = 257
+# Columns up to which the Gram matrix is summed here; BLAS is faster beyond.
+GRAM_COLUMNS = 256

@@ -2,9 +2,9 @@
 
 To compile another loss, write a function like those below and enter it in `_COMPILED`. It is given
 the scores (K, n), an output a row of the array, and puts into arrays of the same layout what
-`Loss.evaluate` returns. Only operations whose rounding is prescribed may be used, which are those
-of arithmetic, and the functions here in place of those of a mathematical library, which differ
-from CPU to CPU.
+`Loss.evaluate` returns; a width column takes the place of the scores. Only operations whose
+rounding is prescribed may be used, which are those of arithmetic, and the functions here in place
+of those of a mathematical library, which differ from CPU to CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dask_dml.objective.kernels.compiling import callback, compiled
 from dask_dml.objective.losses import (
     Array,
     GammaLoss,
+    HuberLoss,
     LogisticLoss,
     Loss,
     LossTerms,
@@ -69,11 +70,14 @@ class CompiledLoss(NamedTuple):
         Its numbers, such as the power of Tweedie's deviance.
     is_coupled : bool
         Whether its second derivative is ``diag(u) - u u^T``, and not ``diag(d)``.
+    has_width : bool
+        Whether it leaves the column of its width in the place of the scores.
     """
 
     evaluate: Any
     parameters: Array
     is_coupled: bool
+    has_width: bool
 
 
 def compiled_loss(loss: Loss) -> CompiledLoss | None:
@@ -83,7 +87,8 @@ def compiled_loss(loss: Loss) -> CompiledLoss | None:
         return None
     _, names = _COMPILED[kind]
     parameters = np.array([float(getattr(loss, name)) for name in names])
-    return CompiledLoss(_compiled(kind), parameters, kind is MultinomialLoss)
+    is_coupled, has_width = kind is MultinomialLoss, kind is HuberLoss
+    return CompiledLoss(_compiled(kind), parameters, is_coupled, has_width)
 
 
 @functools.cache
@@ -103,12 +108,14 @@ def _evaluate_rows(
     n_rows, n_outputs = scores.shape
     losses = np.empty(n_rows)
     residuals, curvatures = np.empty((n_outputs, n_rows)), np.empty((n_outputs, n_rows))
-    by_output = np.ascontiguousarray(scores.T)
+    by_output = np.array(scores.T, order="C")
     values = np.require(target, np.float64, ["C"])
     _caller()(loss.evaluate, by_output, values, loss.parameters, losses, residuals, curvatures)
+    width_column = by_output[0] if loss.has_width else None
     if order == 1:
-        return LossTerms(losses, residuals.T, None, None)
-    return LossTerms(losses, residuals.T, curvatures.T, curvatures.T if loss.is_coupled else None)
+        return LossTerms(losses, residuals.T, None, None, width_column)
+    coupling = curvatures.T if loss.is_coupled else None
+    return LossTerms(losses, residuals.T, curvatures.T, coupling, width_column)
 
 
 @functools.cache
@@ -385,6 +392,25 @@ def _squared_epsilon_insensitive(
         curvatures[0, i] = 2.0 if beyond > 0.0 else 0.0
 
 
+def _huber(
+    scores: Array,
+    target: Array,
+    parameters: Array,
+    losses: Array,
+    residuals: Array,
+    curvatures: Array,
+) -> None:
+    lower, upper, width = parameters[0], parameters[1], parameters[2]
+    within = 1.0 / width
+    for i in range(len(target)):
+        away = (scores[0, i] - target[i]) / width
+        slope = _between(away, lower, upper)
+        losses[i] = width * (slope * away - 0.5 * (slope * slope))
+        residuals[0, i] = slope
+        curvatures[0, i] = within if slope == away else 0.0
+        scores[0, i] = -away
+
+
 # The function of a loss, and the attributes of the loss that are its parameters, in order.
 _COMPILED: dict[type, tuple[Callable[..., None], tuple[str, ...]]] = {
     SquaredLoss: (_squared, ()),
@@ -395,4 +421,5 @@ _COMPILED: dict[type, tuple[Callable[..., None], tuple[str, ...]]] = {
     TweedieLoss: (_tweedie, ("power",)),
     SquaredHingeLoss: (_squared_hinge, ()),
     SquaredEpsilonInsensitiveLoss: (_squared_epsilon_insensitive, ("epsilon",)),
+    HuberLoss: (_huber, ("lower", "upper", "width")),
 }

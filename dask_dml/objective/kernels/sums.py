@@ -1,8 +1,9 @@
 """The sums of a block of dense rows, compiled.
 
 Rows are taken in sub-blocks that stay in cache, as float64, centred, with a column of ones for the
-intercept, and in *panels*: eight columns of all rows, then the next eight. Wide rows of which only
-a gradient is wanted are used where they are. Every sum has its order written out:
+intercept and one for the width of a loss that has one, and in *panels*: eight columns of all rows,
+then the next eight. Wide rows of which only a gradient is wanted are used where they are. Every
+sum has its order written out:
 
 - the score of a row is the sum of eight sums over every eighth column;
 - within a sub-block, the loss is the sum of eight sums over every eighth row; the gradient is the
@@ -61,7 +62,8 @@ class Sums:
     ----------
     loss : CompiledLoss
     theta : ndarray of shape (K, q)
-        Coefficients, and the intercept last where q = p + 1.
+        Coefficients, then the intercept if there is one, then a 0 for the width of a loss that has
+        one.
     center : ndarray of shape (p,)
         Subtracted from the columns.
     order : {1, 2}
@@ -88,7 +90,8 @@ class Sums:
         n_grams = n_outputs * (n_outputs - 1) // 2 if loss.is_coupled else n_outputs
         self._grams = np.zeros((n_grams if order == 2 else 0, padded, padded))
         # Rows that are long and used twice only stay where they are.
-        self._is_wide = order == 1 and n_outputs == 1 and padded > _WIDE_TERMS
+        is_plain = n_outputs == 1 and not loss.has_width
+        self._is_wide = order == 1 and is_plain and padded > _WIDE_TERMS
         nbytes = 8 * (padded + 3 * n_outputs)
         fitting = (_WIDE_BYTES if self._is_wide else _SCRATCH_BYTES) // nbytes
         self.subblock_rows = min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
@@ -108,6 +111,7 @@ class Sums:
             self._loss.evaluate,
             self._loss.parameters,
             self._loss.is_coupled,
+            self._loss.has_width,
             X,
             self._theta,
             self._center,
@@ -163,7 +167,7 @@ def _kernel(itemsize: int) -> Any:
     read = types.Array(types.float64, 1, "C", readonly=True, aligned=False)
     vector, matrix, matrices = (types.Array(types.float64, ndim, "C") for ndim in (1, 2, 3))
     count = types.int64
-    loss = (types.FunctionType(SIGNATURE), vector, types.boolean)
+    loss = (types.FunctionType(SIGNATURE), vector, types.boolean, types.boolean)
     data = (rows, matrix, vector, read, read, count, count, types.boolean)
     return compiled(_add_sums, types.void(*loss, *data, vector, matrix, matrices))
 
@@ -172,6 +176,7 @@ def _add_sums(
     evaluate: Any,
     parameters: Array,
     is_coupled: bool,
+    has_width: bool,
     X: Any,
     theta: Array,
     center: Array,
@@ -191,9 +196,9 @@ def _add_sums(
     panels = _panels(1 if is_wide else n_panels, most_rows)
     scaled = _panels(n_panels if len(grams) else 0, most_rows)
     last = np.zeros(LANES)
-    if n_terms > n_columns:
+    if n_terms - int(has_width) > n_columns:
         last[n_columns % LANES] = 1.0
-        panels[-1, :, n_columns % LANES] = 1.0
+        panels[min(n_columns // LANES, len(panels) - 1), :, n_columns % LANES] = 1.0
     part = np.zeros(padded)
     losses, factors = np.zeros(most_rows), np.zeros(most_rows)
     scores = np.zeros((n_outputs, most_rows))
@@ -206,10 +211,14 @@ def _add_sums(
             _fill_tails(X, start, m, center, last, panels)
             _score_rows(X, start, m, theta, center, panels, scores)
         else:
+            if has_width:
+                panels[(n_terms - 1) // LANES, :, (n_terms - 1) % LANES] = 0.0
             for i in range(0, whole, LANES):
                 _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
                 _score_eight(panels, theta, i, scores)
         evaluate(scores, target[start : start + m], parameters, losses, residuals, curvatures)
+        if has_width:
+            _put_column(panels, n_terms - 1, scores[0], weight, start, m)
         if len(weight):
             _weigh(losses, weight, start, m)
             for k in range(n_outputs):
@@ -250,6 +259,13 @@ def _weigh(values: Array, weight: Array, start: int, m: int) -> None:
     for i in range(m):
         w = weight[start + i]
         values[i] = values[i] * w if w > 0.0 else 0.0
+
+
+@_inlined
+def _put_column(panels: Array, term: int, values: Array, weight: Array, start: int, m: int) -> None:
+    for i in range(m):
+        is_in = len(weight) == 0 or weight[start + i] > 0.0
+        panels[term // LANES, i, term % LANES] = values[i] if is_in else 0.0
 
 
 @_inlined
