@@ -54,6 +54,10 @@ _ROUND_ENTRIES = 2e7
 _CAUTION = 4.0
 # The same of a bound that is computed at a point whose gradient is known.
 _MARGIN = 1.5
+# How much less has to be expected than where the whole sample could not certify a point, for it to
+# be asked again; and the share of the tolerance below which it is not.
+_CLOSER = 0.1
+_RESOLVED = 1e-6
 # How many times more rows are taken where those of the last Hessian were not enough.
 _MORE_ROWS = 2.0
 # Accepted steps after which a metric is judged by them.
@@ -95,6 +99,9 @@ class SubsampledState(SolverState):
         Share of all rows that the metric was formed of; 0 while there is none.
     certified_share : float
         The same of the last Hessian that was to certify a point, and could not.
+    uncertain : float
+        Relative decrease that was expected at the last point that a Hessian of the whole first
+        sample could not certify; inf where there is none.
     initial : float
         Objective at the stage's first point.
     expected, relative : float
@@ -116,6 +123,7 @@ class SubsampledState(SolverState):
     look: float
     metric_share: float
     certified_share: float
+    uncertain: float
     initial: float
     expected: float
     relative: float
@@ -182,6 +190,7 @@ class SubsampledNewton:
             look=0.0,
             metric_share=0.0,
             certified_share=0.0,
+            uncertain=np.inf,
             initial=np.inf,
             expected=np.inf,
             relative=np.inf,
@@ -302,8 +311,10 @@ class SubsampledNewton:
         here = replace(evaluation, value=state.value, gradient=state.gradient)
         gap = float(np.fmin(state.gap, lower_bound_gap(here, certain, self.goal)))
         if not gap <= self.goal.tol:
-            # For more rows of the sample it is not too late.
-            return self._planned(replace(state, gap=gap))
+            # For all rows of the sample it is not too late.
+            whole = certain == self.shares[0]
+            uncertain = state.relative if whole else state.uncertain
+            return self._planned(replace(state, gap=gap, uncertain=uncertain))
         point, gap = self._bettered(state, here, state.direction, gap)
         return replace(state, point=point, gap=gap, reason=CONVERGED)
 
@@ -391,7 +402,10 @@ class SubsampledNewton:
             return 0.0
         least = _CERTAIN_ROWS_A_TERM * self.n_terms / (sample * self.n_rows)
         least = min(max(least, 1.0 / self._gram_cost(len(state.point))), 1.0)
-        least = max(least, _MORE_ROWS * state.certified_share / sample)
+        if state.certified_share:
+            least = 1.0
+        if state.relative > _CLOSER * state.uncertain:
+            return 0.0
 
         def share(relative: float) -> float:
             needed = _MARGIN * relative / (self.goal.tol * sample)
@@ -429,13 +443,17 @@ class SubsampledNewton:
         0 where the first sample will do, or where it costs less to take one more step first.
         """
         sample = 0.0 if self.shares[0] == 1.0 else self.shares[0]
-        if predicted <= self.goal.tol * sample / _MARGIN and state.certified_share < sample:
-            return 0.0
+        one_more = 1.0 + self._round_cost
         least = _CERTAIN_ROWS_A_TERM * self.n_terms / self.n_rows
         least = min(max(least, _MORE_ROWS * state.certified_share), 1.0)
         now = max(predicted / self.goal.tol, least)
         later = max(now * ratio, least)
-        if now > 1.0 or gram_cost * (now - later) > 1.0 + self._round_cost:
+        if now > 1.0 or gram_cost * (now - later) > one_more:
+            return 0.0
+        # Where the bound was about to fail, steps help as rows do.
+        will_do = predicted <= self.goal.tol * sample / _MARGIN
+        is_resolved = state.relative > _RESOLVED * self.goal.tol
+        if will_do and (np.isinf(state.uncertain) or (is_resolved and gram_cost * now > one_more)):
             return 0.0
         # For less than a round costs, that of all rows also leads to a better point.
         return 1.0 if gram_cost * (1.0 - now) <= self._round_cost else now
