@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ WIDE = 150
 # Coordinates up to which Hessians of some rows are formed, and rows for each that they need.
 _HESSIAN_COORDINATES = 2000
 _ROWS_A_COORDINATE = 20
+# Values from which on samples are solved first: of fewer, a pass takes less time than a round.
+_LARGE = 4_000_000
 # How much closer a gradient method goes by its own estimate where nothing certifies its result.
 _UNCERTIFIED = 1e-3
 
@@ -59,7 +63,8 @@ def choose_solver(
     why = f"asked for by solver={name!r}"
     if name == "newton":
         return Choice(Newton(goal), why)
-    return Choice(_first_order(LBFGS if name == "lbfgs" else GradientDescent, problem, goal), why)
+    descent = partial(_lbfgs, problem) if name == "lbfgs" else GradientDescent
+    return Choice(_first_order(descent, problem, goal), why)
 
 
 def _automatic(problem: Problem, goal: Goal, kept_share: float) -> Choice:
@@ -81,11 +86,20 @@ def _automatic(problem: Problem, goal: Goal, kept_share: float) -> Choice:
     several = problem.loss.n_outputs > 1
     if d <= (_NEWTON_COORDINATES_CLASSES if several else _NEWTON_COORDINATES):
         return Choice(Newton(goal), f"{what}: Hessians of all rows cost little more than gradients")
-    return Choice(_first_order(LBFGS, problem, goal), f"{what}: too many for Hessians")
+    descent = partial(_lbfgs, problem)
+    return Choice(_first_order(descent, problem, goal), f"{what}: too many for Hessians")
+
+
+def _lbfgs(problem: Problem, goal: Goal) -> LBFGS:
+    """L-BFGS, on growing samples of large data."""
+    n_rows = problem.survey.n_rows
+    is_large = n_rows * problem.n_terms >= _LARGE
+    shares = growing_shares(n_rows, problem.n_terms) if is_large else (1.0,)
+    return LBFGS(goal, shares, n_rows)
 
 
 def _first_order(
-    descent: type[LBFGS] | type[GradientDescent], problem: Problem, goal: Goal
+    descent: Callable[[Goal], Solver[Any]], problem: Problem, goal: Goal
 ) -> Solver[Any]:
     """A gradient method, certified by one Newton step, or by gradients where that is too large."""
     if problem.n_coordinates <= _HESSIAN_COORDINATES:

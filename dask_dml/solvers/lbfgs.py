@@ -24,6 +24,9 @@ from dask_dml.solvers.core import (
 
 _WOLFE = 0.9
 _MAX_TRIALS = 40
+# A stage is over when the decrease that is expected is within this share of the relative error of
+# the sample's optimum.
+_ERROR_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class LBFGSState(SolverState):
 
     Attributes
     ----------
+    stage : int
+        Which of the solver's shares of the rows.
     initial : float
-        Objective at the first point.
+        Objective at the stage's first point.
     gradient : ndarray of shape (d,)
         At `point`.
     steps, changes : ndarray of shape (m, d)
@@ -45,6 +50,7 @@ class LBFGSState(SolverState):
         Trials along this direction.
     """
 
+    stage: int
     initial: float
     gradient: Array
     steps: Array
@@ -63,6 +69,11 @@ class LBFGS:
     Parameters
     ----------
     goal : Goal
+    shares : tuple of float
+        Shares of the rows that are solved one after the other, each from the point of the last and
+        no closer than a tenth of its statistical error; the last is all.
+    n_rows : int
+        Of the data; used where there are several shares.
     memory : int
         Pairs kept.
 
@@ -73,6 +84,8 @@ class LBFGS:
     """
 
     goal: Goal
+    shares: tuple[float, ...] = (1.0,)
+    n_rows: int = 1
     memory: int = 10
     name: str = "lbfgs"
 
@@ -80,12 +93,12 @@ class LBFGS:
         """State before the first round."""
         none = np.empty((0, len(point)))
         zero = np.zeros_like(point)
-        unknown = (np.inf, np.nan, 0, "", np.inf)
-        return LBFGSState(point, *unknown, zero, none, none, zero, 1.0, 0.0, np.inf, 0)
+        unknown = (np.inf, np.nan, 0, "")
+        return LBFGSState(point, *unknown, 0, np.inf, zero, none, none, zero, 1.0, 0.0, np.inf, 0)
 
     def ask(self, state: LBFGSState) -> Ask:
         """The next trial point."""
-        return Ask(state.point + state.step * state.direction, 1)
+        return Ask(state.point + state.step * state.direction, 1, self.shares[state.stage])
 
     def restore(self, stored: StoredState) -> LBFGSState:
         """The state that was stored."""
@@ -103,9 +116,17 @@ class LBFGS:
             return self._bracket(replace(state, shortest=state.step))
         return self._accept(state, evaluation)
 
+    def _is_last(self, state: LBFGSState) -> bool:
+        return state.stage == len(self.shares) - 1
+
+    def _next(self, state: LBFGSState) -> LBFGSState:
+        """The next stage, in which curvature along the last steps is about the same."""
+        zero = np.zeros_like(state.point)
+        return replace(state, stage=state.stage + 1, value=np.inf, direction=zero, n_trials=0)
+
     def _bracket(self, state: LBFGSState) -> LBFGSState:
         if state.n_trials >= _MAX_TRIALS:
-            return replace(state, reason=STALLED)
+            return replace(state, reason=STALLED) if self._is_last(state) else self._next(state)
         if np.isfinite(state.longest):
             step = 0.5 * (state.shortest + state.longest)
         else:
@@ -136,17 +157,17 @@ class LBFGS:
         direction = -_times_inverse_hessian(state.gradient, state.steps, state.changes)
         expected = -0.5 * float(state.gradient @ direction)
         state = replace(
-            state,
-            direction=direction,
-            step=1.0,
-            shortest=0.0,
-            longest=np.inf,
-            n_trials=0,
-            gap=gradient_gap(state.value, state.gradient, self.goal),
+            state, direction=direction, step=1.0, shortest=0.0, longest=np.inf, n_trials=0
         )
         size = resolved(state.value, state.initial)
-        if expected <= self.goal.tol * size or is_negligible(size, expected):
-            return replace(state, reason=CONVERGED)
+        enough = self.goal.tol
+        if self._is_last(state):
+            state = replace(state, gap=gradient_gap(state.value, state.gradient, self.goal))
+        else:
+            n_drawn = self.shares[state.stage] * self.n_rows
+            enough = max(enough, _ERROR_SHARE * len(state.point) / n_drawn)
+        if expected <= enough * size or is_negligible(size, expected):
+            return replace(state, reason=CONVERGED) if self._is_last(state) else self._next(state)
         if state.n_iter >= self.goal.max_iter:
             return replace(state, reason=MAX_ITER)
         return state

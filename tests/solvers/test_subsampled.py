@@ -16,6 +16,7 @@ from dask_dml.objective.blocks import certain_share, drawn_bundles, drawn_rows
 from dask_dml.objective.losses import PoissonLoss
 from dask_dml.solvers import Goal, SubsampledNewton
 from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
+from dask_dml.solvers.lbfgs import LBFGS
 from dask_dml.solvers.subsampled import growing_shares
 
 
@@ -152,3 +153,26 @@ def test_it_ends_at_the_optimum_of_all_and_may_be_stored_at_any_round(seed, stor
         rounds += 1
     assert state.reason == "converged"
     np.testing.assert_allclose(state.point, objective.optimum, atol=1e-5)
+
+
+def test_lbfgs_too_solves_a_sample_first_and_ends_at_the_optimum_of_all():
+    objective = Quadratic(3)
+    solver = LBFGS(goal(), (0.1, 1.0), 100_000)
+    state = solver.start(np.zeros(4))
+    shares = []
+    while not state.reason and len(shares) < 200:
+        arrays = {name: np.array(a) for name, a in state_arrays(state).items()}
+        state = solver.restore(StoredState(arrays, state_reasons(state)))
+        ask = solver.ask(state)
+        shares.append(ask.share)
+        state = solver.tell(state, objective(ask))
+    assert state.reason == "converged"
+    np.testing.assert_allclose(state.point, objective.optimum, atol=1e-3)
+    # Most of the way is gone on the sample.
+    assert shares == sorted(shares)
+    assert shares.count(0.1) >= 3
+    alone, n_rounds = LBFGS(goal()).start(np.zeros(4)), 0
+    while not alone.reason:
+        alone = LBFGS(goal()).tell(alone, objective(LBFGS(goal()).ask(alone)))
+        n_rounds += 1
+    assert shares.count(1.0) < n_rounds
