@@ -217,7 +217,16 @@ class ClusterExecutor:
 
     def _placement(self, holders: Holders) -> dict[int, str]:
         capacity = self._speeds.capacity(self._able(), self._blocks.placed)
-        return place(self._block_nbytes, capacity, holders)
+        worth = self._speeds.worth(self._n_rounds, self._roster.bandwidth)
+        return place(self._block_nbytes, capacity, holders, worth)
+
+    def _is_even(self) -> bool:
+        """Whether blocks are shared evenly, or as evenly as pays."""
+        placed = self._blocks.placed
+        return (
+            not self._speeds.is_uneven(self._able(), placed)
+            or self._placement({block: (worker,) for block, worker in placed.items()}) == placed
+        )
 
     def _cut(self) -> list[Shard]:
         """The shards of the next round: worker and blocks of each."""
@@ -340,8 +349,7 @@ class ClusterExecutor:
         now = self._roster.seen(_LOOK_S if is_quiet else 0.0)
         away = suspects & now.keys()
         before, threads = dict(self._blocks.placed), dict(self._roster.threads)
-        is_even = not self._speeds.is_uneven(self._able(), before)
-        is_calm = now == threads and away == self._away and is_even
+        is_calm = now == threads and away == self._away and self._is_even()
         if not now or (is_calm and self._log.is_empty):
             earlier.append(seconds)
             return self._log.take(0.0)

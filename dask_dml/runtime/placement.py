@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 # A worker may have this much more than its share before blocks are moved away from it.
@@ -15,8 +16,9 @@ def place(
     block_nbytes: Sequence[float],
     capacity: Mapping[str, float],
     holders: Mapping[int, Collection[str]],
+    worth: float = math.inf,
 ) -> dict[int, str]:
-    """Give every block to a worker, evenly, moving as few as that takes.
+    """Give every block to a worker, evenly, moving as few as that takes and no more than pays.
 
     Parameters
     ----------
@@ -26,12 +28,16 @@ def place(
         Speed of each worker, in any unit; shares of the bytes are proportional to it.
     holders : mapping of int to collection of str
         Workers on which a block already is; others are placed anew.
+    worth : float
+        Bytes that may be moved to or from one worker for each byte over its speed by which the
+        busiest worker has less to do a round: rounds to come, times the bytes that are sent while
+        a worker of speed 1 does one. Positive; infinite where moving costs nothing.
 
     Returns
     -------
     dict of int to str
         Worker of each block. The busiest worker is within a tenth of its share, or cannot be
-        made less busy by giving away one block.
+        made less busy by giving away one block, or further moves would not pay.
 
     Raises
     ------
@@ -47,7 +53,7 @@ def place(
         return (load[worker] + more) / capacity[worker]
 
     # Those with few holders first, so that copies go where they are needed.
-    held = [b for b in range(len(block_nbytes)) if set(holders.get(b, ())) & set(capacity)]
+    held = {b for b in range(len(block_nbytes)) if set(holders.get(b, ())) & set(capacity)}
     for block in sorted(held, key=lambda b: (len(holders[b]), b)):
         candidates = [w for w in capacity if w in holders[block]]
         worker = min(candidates, key=lambda w: busy(w, block_nbytes[block]))
@@ -56,17 +62,29 @@ def place(
 
     _fill(block_nbytes, capacity, placed, load)
     fair = sum(block_nbytes) / sum(capacity.values())
-    while True:
-        busiest = max(capacity, key=busy)
-        if busy(busiest) <= TOLERANCE * fair:
-            return placed
-        move = _best_move(block_nbytes, capacity, placed, load, busiest)
+    start = max(map(busy, capacity))
+    sent = dict.fromkeys(capacity, 0.0)
+    moves: list[tuple[int, str]] = []
+    n_paying, most = 0, 0.0
+    trial = dict(placed)
+    # One move alone may save nothing, where two workers are equally busy: as many of the moves are
+    # made as together save most.
+    while busy(busiest := max(capacity, key=busy)) > TOLERANCE * fair:
+        move = _best_move(block_nbytes, capacity, trial, load, busiest)
         if move is None:
-            return placed
+            break
+        moves.append(move)
         block, worker = move
         load[busiest] -= block_nbytes[block]
         load[worker] += block_nbytes[block]
-        placed[block] = worker
+        trial[block] = worker
+        if block in held and worker not in holders[block]:
+            sent[busiest] += block_nbytes[block]
+            sent[worker] += block_nbytes[block]
+        saved = start - max(map(busy, capacity)) - max(sent.values()) / worth
+        if saved >= most:
+            n_paying, most = len(moves), saved
+    return placed | dict(moves[:n_paying])
 
 
 def keepable(

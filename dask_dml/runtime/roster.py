@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
+import dask
+from dask.utils import parse_bytes
 from distributed import Client
 
 from dask_dml.errors import NoWorkersError, WorkerPackageError
@@ -42,6 +45,7 @@ class Roster:
         self._asked: dict[str, futures.Future[Any]] = {}
         self._seen: dict[str, int] = {}
         self._seen_s = -math.inf
+        self._bandwidths: list[float] = []
         self.threads: dict[str, int] = self.look()
         if not self.threads:
             raise NoWorkersError(
@@ -59,13 +63,25 @@ class Roster:
         """Threads of each worker there was when last looked, if that was not long ago."""
         now_s = time.monotonic()
         if now_s - self._seen_s >= within_s:
+            workers = self._identities()
             self._seen = {
                 address: int(worker["nthreads"])
-                for address, worker in sorted(self._identities().items())
+                for address, worker in sorted(workers.items())
                 if worker.get("status", "running") in _ABLE
             }
             self._seen_s = now_s
+            self._bandwidths = [
+                float(worker["metrics"]["bandwidth"]["total"])
+                for worker in workers.values()
+                if "bandwidth" in worker.get("metrics", {})
+            ]
         return {worker: n for worker, n in self._seen.items() if worker not in self._refused}
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second that workers fetch from each other, as Dask has measured it."""
+        usual = float(parse_bytes(dask.config.get("distributed.scheduler.bandwidth")))
+        return statistics.median(self._bandwidths or [usual])
 
     def admit(self, now: Mapping[str, int]) -> dict[str, str]:
         """Take over who is there now, without newcomers that cannot be used.

@@ -21,6 +21,10 @@ _FORGIVEN = 1.2
 # A round this much longer than with even loads, and no shorter, has its blocks placed anew.
 _UNEVEN = 1.4
 UNEVEN_S = 0.5
+# What is taken for granted while nothing is known: a thread's speed, and rounds that are to come;
+# later, as many are expected as there have been.
+_FIRST_SPEED = 1e9
+_FIRST_ROUNDS = 20
 
 
 class Speeds:
@@ -89,6 +93,19 @@ class Speeds:
             * min(max(self._speed.get(worker, typical) / typical, 1.0 / most), most)
             for worker, n_threads in threads.items()
         }
+
+    def worth(self, n_rounds: int, bandwidth: float) -> float:
+        """What it is worth that a round gets shorter; see `dask_dml.runtime.placement.place`.
+
+        Parameters
+        ----------
+        n_rounds : int
+            Rounds so far.
+        bandwidth : float
+            Bytes a second that a worker sends or receives.
+        """
+        typical = statistics.median(self._speed.values()) if self._speed else _FIRST_SPEED
+        return max(n_rounds, _FIRST_ROUNDS) * bandwidth / typical
 
     def shards(self, threads: Mapping[str, int], placed: Mapping[int, str]) -> dict[str, int]:
         """Into how many shards each worker's blocks are to be cut."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -86,6 +87,56 @@ def test_of_several_holders_the_less_busy_one_is_taken():
 def test_a_worker_of_twice_the_speed_gets_twice_the_bytes():
     placed = place([1.0] * 30, {"slow": 1.0, "fast": 2.0}, {})
     assert list(placed.values()).count("fast") == 20
+
+
+WORTHS = st.floats(0.01, 100.0)
+
+
+def traffic(before, after, nbytes, holders):
+    """Bytes that the busiest of all senders and receivers has to send and receive."""
+    sent = Counter()
+    for block, worker in after.items():
+        if set(holders.get(block, ())) & set(before.values()) and worker not in holders[block]:
+            sent[before[block]] += nbytes[block]
+            sent[worker] += nbytes[block]
+    return max(sent.values(), default=0)
+
+
+@given(fleets(), WORTHS)
+def test_what_is_moved_pays_and_makes_nobody_busier_than_the_busiest_was(fleet, worth):
+    nbytes, capacity, holders = fleet
+    # So dear that nothing moves.
+    before, after = place(*fleet, 1e-12), place(*fleet, worth)
+    saved = max(busy(before, nbytes, capacity).values()) - max(
+        busy(after, nbytes, capacity).values()
+    )
+    assert saved >= -1e-9
+    assert saved * worth >= traffic(before, after, nbytes, holders) - 1e-6
+
+
+@given(fleets())
+def test_nothing_is_moved_where_that_is_dear(fleet):
+    _, capacity, holders = fleet
+    for block, worker in place(*fleet, 1e-12).items():
+        assert worker in holders.get(block, ()) or not set(holders.get(block, ())) & set(capacity)
+
+
+@given(fleets(), WORTHS)
+def test_placed_once_blocks_stay_if_nothing_changes(fleet, worth):
+    nbytes, capacity, _ = fleet
+    placed = place(*fleet, worth)
+    again = place(nbytes, capacity, {block: {at} for block, at in placed.items()}, worth)
+    loads = busy(placed, nbytes, capacity), busy(again, nbytes, capacity)
+    assert max(loads[1].values()) <= max(loads[0].values()) + 1e-9
+
+
+def test_a_newcomer_is_given_blocks_when_enough_rounds_are_to_come():
+    """Of 12 bytes in all 4 go to it, by which the busiest has 2 less to do a round."""
+    holders = {block: ["ab"[block % 2]] for block in range(12)}
+    capacity = {"a": 1.0, "b": 1.0, "c": 1.0}
+    for worth, n_moved in ((1.9, 0), (2.1, 4)):
+        placed = place([1.0] * 12, capacity, holders, worth)
+        assert list(placed.values()).count("c") == n_moved
 
 
 @pytest.mark.parametrize("capacity", [{}, {"a": 0.0}, {"a": 1.0, "b": -1.0}])
