@@ -24,7 +24,7 @@ from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.relay import Answer, Call, joined
 from dask_dml.runtime.resident import ResidentShard
 from dask_dml.runtime.shard import SentWork
-from dask_dml.runtime.waiting import in_loop
+from dask_dml.runtime.waiting import in_loop, is_connected
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +155,8 @@ class Calls:
     def _asked(self, op: str, limit_s: float, **message: Any) -> dict[str, Any] | None:
         """The answer of the scheduler's watcher; None where there is none."""
         scheduler: Any = self._client.scheduler
-        if scheduler is None and self._client.status in ("closing", "closed"):
-            return None  # which tasks say better
-        if scheduler is None:
-            # Tasks would wait for it, however long that is.
-            raise ConnectionError("the connection to the scheduler is lost")
+        if not is_connected(self._client):
+            return None
         asking = in_loop(self._client, getattr(scheduler, op)(run=self._run_id, **message))
         try:
             answer = asking.result(limit_s)

@@ -35,7 +35,7 @@ from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.relay import Answer
 from dask_dml.runtime.roster import Roster, address_of
 from dask_dml.runtime.shard import Contribution, SentWork, ShardResult
-from dask_dml.runtime.waiting import in_loop, settle
+from dask_dml.runtime.waiting import in_loop, require_connection, settle
 
 C = TypeVar("C", bound=Contribution)
 
@@ -193,6 +193,7 @@ class Round(Generic[C]):
         return self._gathered
 
     def _attempt(self, cut: Sequence[Shard], call: Callable[[], Answer] | None) -> None:
+        require_connection(self._run.client)
         first = self._ledger.open(cut, time.monotonic())
         if call is not None:
             first = self._by_call(call, first)
@@ -205,6 +206,7 @@ class Round(Generic[C]):
         self._do(first)
         self._all_at_once()
         while not self._ledger.is_complete:
+            require_connection(self._run.client)
             self._fetch()
             self._listen()
             if self._ledger.is_complete:

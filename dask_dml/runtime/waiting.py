@@ -44,6 +44,24 @@ def in_loop(client: Client, coroutine: Coroutine[Any, Any, T]) -> ThreadFuture[T
     return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
 
 
+def is_connected(client: Client) -> bool:
+    """Whether a client has the scheduler that it was given, or another in its place."""
+    return bool(client.status == "running")
+
+
+def require_connection(client: Client) -> None:
+    """Refuse to wait for a scheduler that is gone, as clients do, for as long as it takes.
+
+    Raises
+    ------
+    ConnectionError
+        If the client was closed, or looks for a scheduler. What it had on the cluster is lost then,
+        though it may find one.
+    """
+    if not is_connected(client):
+        raise ConnectionError(f"Client is {client.status}, and has no connection to a scheduler")
+
+
 def settle(
     client: Client,
     futures: Collection[Future[Any]],
