@@ -514,5 +514,21 @@ def score_blocks(X: BlockMatrix, theta: Array, center: Array) -> Iterator[tuple[
         return
     models, start = np.ascontiguousarray(theta.T), 0
     for design in design_blocks(X, len(models), center):
-        yield start, design @ models
+        yield start, product_of_rows(design, models)
         start += len(design)
+
+
+def product_of_rows(rows: Array, matrix: Array) -> Array:
+    """``rows @ matrix``, summed in order, or where that has many terms by BLAS, which is faster.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, q)
+    matrix : ndarray of shape (q, m)
+    """
+    from dask_dml.objective import kernels
+
+    # With a column of ones.
+    if rows.shape[1] > kernels.GRAM_COLUMNS + 1:
+        return np.asarray(rows @ matrix)
+    return kernels.product(rows, matrix)

@@ -1,6 +1,7 @@
 """Scores of held-out rows: what a metric sums over the rows of each fold, of many models at once.
 
-Only metrics that are functions of sums over rows can be taken in a pass over blocks.
+Only metrics that are functions of sums over rows can be taken in a pass over blocks. The sums are
+compiled, as those of fits are, so that no choice depends on the type of the CPU.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_dml.objective.blas import single_threaded_blas
-from dask_dml.objective.blocks import BlockMatrix, design_blocks, score_blocks
+from dask_dml.objective.blocks import BlockMatrix, design_blocks, product_of_rows, score_blocks
 from dask_dml.objective.folds import fold_rows
 from dask_dml.objective.losses import Array, LogisticLoss, LossTerms, MultinomialLoss
 from dask_dml.objective.survey import HeldOut
@@ -63,7 +64,8 @@ class Accuracy(_MeanOfRows):
         """Weight of such rows, and of all."""
         is_binary = scores.shape[2] == 1
         predicted = scores[..., 0] > 0.0 if is_binary else scores.argmax(axis=2)
-        return _beside_total(weight @ (predicted == target[:, None]), weight)
+        is_right = (predicted == target[:, None]).astype(np.float64)
+        return _beside_total(_weighted(is_right, weight), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class NegativeLogLoss(_MeanOfRows):
     def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Minus the log loss, and the weight."""
         losses = np.minimum(_log_loss(scores, target).loss, _LARGEST_LOG_LOSS)
-        return _beside_total(-weight @ losses.reshape(scores.shape[:2]), weight)
+        return _beside_total(-_weighted(losses.reshape(scores.shape[:2]), weight), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class NegativeBrierScore(_MeanOfRows):
     def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Minus the squared distance, and the weight."""
         miss = (_log_loss(scores, target).residual ** 2).sum(axis=1)
-        return _beside_total(-weight @ miss.reshape(scores.shape[:2]), weight)
+        return _beside_total(-_weighted(miss.reshape(scores.shape[:2]), weight), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class NegativeMeanSquaredError(_MeanOfRows):
 
     def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Minus the squared error, and the weight."""
-        return _beside_total(-weight @ _squared_errors(scores, target), weight)
+        return _beside_total(-_weighted(_squared_errors(scores, target), weight), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class NegativeSquaredErrorPerRow:
 
     def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Minus the squared error."""
-        return np.asarray(-weight @ _squared_errors(scores, target))[:, None]
+        return -_weighted(_squared_errors(scores, target), weight)[:, None]
 
     def value(self, sums: Array) -> Array:
         """The sum over the rows, whatever they weigh."""
@@ -135,8 +137,9 @@ class Determination:
     def sums(self, scores: Array, target: NDArray[np.generic], weight: Array) -> Array:
         """Squared error, target and its square, both centred, and weight."""
         away = _numbers(target) - self.center
-        errors = weight @ _squared_errors(scores, target)
-        of_target = [weight @ away, weight @ (away * away), weight.sum()]
+        errors = _weighted(_squared_errors(scores, target), weight)
+        powers = np.column_stack([away, away * away, np.ones_like(away)])
+        of_target = _weighted(powers, weight)
         return np.column_stack([errors, np.tile(of_target, (len(errors), 1))])
 
     def value(self, sums: Array) -> Array:
@@ -148,15 +151,27 @@ class Determination:
         return np.where(total > 0.0, ratio, np.where(residual > 0.0, 0.0, 1.0))
 
 
+def _weighted(values: Array, weight: Array) -> Array:
+    """Weighted sums of columns (n, m), in row order."""
+    from dask_dml.objective.kernels import ColumnSums
+
+    sums = ColumnSums(values.shape[1])
+    sums.add(np.ascontiguousarray(values), np.require(weight, np.float64, ["C"]))
+    return sums.moment1
+
+
 def _beside_total(sums: Array, weight: Array) -> Array:
-    return np.column_stack([sums, np.full(len(sums), weight.sum())])
+    total = _weighted(np.ones((len(weight), 1)), weight)
+    return np.column_stack([sums, np.tile(total, len(sums))])
 
 
 def _log_loss(scores: Array, target: NDArray[np.generic]) -> LossTerms:
     """The log loss of each row by each model, flat."""
+    from dask_dml.objective.kernels import row_terms
+
     n_models, n_outputs = scores.shape[1:]
     loss = LogisticLoss() if n_outputs == 1 else MultinomialLoss(n_outputs)
-    return loss.evaluate(scores.reshape(-1, n_outputs), np.repeat(target, n_models), 1)
+    return row_terms(loss)(scores.reshape(-1, n_outputs), np.repeat(target, n_models), 1)
 
 
 def _squared_errors(scores: Array, target: NDArray[np.generic]) -> Array:
@@ -279,10 +294,12 @@ class LeaveOneOutRequest:
             for design in design_blocks(X, X.shape[1], self.center):
                 part = slice(start, start + len(design))
                 w = np.ones(len(design)) if weight is None else weight[part]
-                rotated = design @ self.basis
-                residual = y[part, None] - (rotated @ self.coefficients.T + self.intercepts)
+                rotated = product_of_rows(design, self.basis)
+                predicted = product_of_rows(rotated, self.coefficients.T) + self.intercepts
+                residual = y[part, None] - predicted
                 rotated *= rotated
-                leverage = w[:, None] * (rotated @ self.inverse.T + self.least_leverage)
+                leverages = product_of_rows(rotated, self.inverse.T) + self.least_leverage
+                leverage = w[:, None] * leverages
                 unseen = y[part, None] - residual / (1.0 - leverage)
                 values[0] += self.metric.sums(unseen[..., None], y[part], w)
                 start = part.stop

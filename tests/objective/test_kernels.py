@@ -26,7 +26,15 @@ from dask_dml.objective import (
     TweedieLoss,
     block_statistics,
 )
-from dask_dml.objective.blocks import reference_statistics
+from dask_dml.objective.blocks import product_of_rows, reference_statistics
+from dask_dml.objective.held_out import (
+    Accuracy,
+    Determination,
+    HeldOutRequest,
+    NegativeBrierScore,
+    NegativeLogLoss,
+)
+from dask_dml.objective.survey import HeldOut
 
 LOSSES = [
     LogisticLoss(),
@@ -213,10 +221,12 @@ def test_blocks_are_read_to_their_end_and_no_further():
 
 
 _PLAYED = """
-import hashlib, json, sys
+import hashlib, itertools, json, sys
 import numpy as np
 import scipy.sparse
 from dask_dml.objective import *
+from dask_dml.objective.held_out import *
+from dask_dml.objective.survey import HeldOut
 
 state = np.arange(60_000, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(1000003)
 X = (state.astype(np.float64) / 1000003.0 - 0.5).astype(np.float32)
@@ -249,6 +259,21 @@ for loss in (LogisticLoss(), MultinomialLoss(3), losses[-1]):
     sums = block_statistics(Request(loss, theta, np.full(20, 0.1), 2), sparse, y, None)
     whole = np.float64(sums.loss).tobytes() + sums.gradient.tobytes() + sums.gram.tobytes()
     found[f"sparse {loss}"] = hashlib.sha256(whole).hexdigest()
+held_out = HeldOut(np.arange(3000) % 3, X[:3000] + 0.6)
+metrics = [Accuracy(), NegativeLogLoss(), NegativeBrierScore(), NegativeMeanSquaredError(),
+    Determination(0.1)]
+for metric, n_outputs in itertools.product(metrics, (1, 3)):
+    theta = np.sin(np.arange(3 * 4 * n_outputs * 21.0) % 97).round(3).reshape(3, 4, n_outputs, 21)
+    asked = HeldOutRequest(metric, theta, np.full(20, 0.1))
+    target = np.arange(3000) * 7 % max(n_outputs, 2)
+    sums = asked.of_block(X.reshape(-1, 20), target, None, held_out)
+    found[f"{metric} {n_outputs}"] = hashlib.sha256(sums.values.tobytes()).hexdigest()
+basis = (X[:400] * 2.0).reshape(20, 20).astype(float)
+asked = LeaveOneOutRequest(
+    Determination(0.1), np.zeros(20), basis, basis[:4] ** 2, basis[:4], np.arange(4.0), 1e-3
+)
+sums = asked.of_block(X.reshape(-1, 20), numbers, None, held_out)
+found["leave one out"] = hashlib.sha256(sums.values.tobytes()).hexdigest()
 sys.stdout.write(json.dumps(found))
 """
 
@@ -272,6 +297,43 @@ def test_bits_are_those_of_other_cpus(cpu, tmp_path):
         OPENBLAS_CORETYPE="Nehalem",
     )
     assert other == here
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(0, 40), q=st.integers(0, 30), m=st.integers(1, 20), seed=st.integers(0, 2**16))
+def test_products_are_summed_in_order(n, q, m, seed):
+    rng = np.random.default_rng(seed)
+    left, right = rng.normal(size=(n, q)), rng.normal(size=(q, m))
+    expected = np.zeros((n, m))
+    for k in range(q):
+        expected += np.outer(left[:, k], right[k])
+    np.testing.assert_array_equal(product_of_rows(left, right), expected)
+
+
+METRICS = [Accuracy(), NegativeLogLoss(), NegativeBrierScore(), Determination(0.3)]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=repr)
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_rows_held_out_have_the_bits_of_any_form_and_the_scores_of_numpy(metric, n_outputs):
+    loss = MultinomialLoss(3) if n_outputs == 3 else LogisticLoss()
+    X, y, weight, _ = made(900, 12, loss=loss)
+    theta = np.random.default_rng(1).normal(size=(2, 5, n_outputs, 13))
+    request = HeldOutRequest(metric, theta, np.full(12, 0.2))
+    held_out = HeldOut(np.arange(900) % 2, weight)
+    found = request.of_block(X, y, None, held_out).values
+    strided = np.zeros((1800, 24), np.float32)
+    strided[::2, ::2] = X
+    for form in (np.asfortranarray(X), strided[::2, ::2]):
+        np.testing.assert_array_equal(request.of_block(form, y, None, held_out).values, found)
+    rows = held_out.fold == 1
+    design = np.column_stack([X[rows].astype(float) - 0.2, np.ones(450)])
+    scores = design @ theta[1].reshape(-1, 13).T
+    expected = metric.sums(scores.reshape(450, 5, n_outputs), y[rows], weight[rows])
+    np.testing.assert_allclose(found[1], expected, rtol=1e-12)
+    if isinstance(metric, Accuracy):
+        best = scores.reshape(450, 5, n_outputs).argmax(axis=2) if n_outputs == 3 else scores > 0.0
+        np.testing.assert_allclose(found[1, :, 0], weight[rows] @ (best == y[rows][:, None]))
 
 
 def test_numba_is_loaded_by_who_evaluates_blocks_alone():

@@ -34,6 +34,7 @@ from dask_dml.objective.kernels.lanes import (
     totals,
 )
 from dask_dml.objective.kernels.losses import SIGNATURE, CompiledLoss
+from dask_dml.objective.kernels.products import add_tile
 from dask_dml.objective.losses import Array
 
 # Its decorators are not typed.
@@ -43,7 +44,6 @@ _copied: Any = numba.njit(error_model="numpy", forceinline=True)
 _SCRATCH_BYTES = 128 * 1024
 _MOST_ROWS = 256
 _LEAST_ROWS = 16
-_TILE = 8
 # Terms from which on rows are not copied to panels, and what a sub-block of them has of the cache.
 _WIDE_TERMS = 128
 _WIDE_BYTES = 512 * 1024
@@ -415,12 +415,12 @@ def _add_gradient_of_rows(
 def _add_gradient(panels: Array, residuals: Array, whole: int, gradient: Array) -> None:
     n_panels, room = panels.shape[0], panels.shape[1]
     n_outputs = len(residuals)
-    n_tiled = n_outputs // _TILE * _TILE
+    n_tiled = n_outputs // LANES * LANES
     for g in range(n_panels):
         at = g * room * LANES
-        for k in range(0, n_tiled, _TILE):
+        for k in range(0, n_tiled, LANES):
             to = (k * n_panels + g) * LANES
-            _add_tile(
+            add_tile(
                 residuals,
                 k * residuals.shape[1],
                 residuals.shape[1],
@@ -455,42 +455,4 @@ def _add_gram(panels: Array, factors: Array, m: int, scaled: Array, gram: Array)
     for g in range(n_panels):
         for a in range(g + 1):
             to = (a * LANES * n_panels + g) * LANES
-            _add_tile(scaled, a * size, 1, LANES, panels, g * size, m, gram, to, n_panels)
-
-
-@_copied
-def _add_tile(
-    scalars: Array,
-    at: int,
-    output_step: int,
-    row_step: int,
-    panels: Array,
-    panel: int,
-    m: int,
-    sums: Array,
-    to: int,
-    n_panels: int,
-) -> None:
-    """Add, in row order, eight multiples of each row of a panel to eight rows of sums."""
-    scalars = scalars.reshape(scalars.size)
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
-    for i in range(m):
-        row = load(panels, panel + i * LANES)
-        s0 += spread(scalars[at]) * row
-        s1 += spread(scalars[at + output_step]) * row
-        s2 += spread(scalars[at + 2 * output_step]) * row
-        s3 += spread(scalars[at + 3 * output_step]) * row
-        s4 += spread(scalars[at + 4 * output_step]) * row
-        s5 += spread(scalars[at + 5 * output_step]) * row
-        s6 += spread(scalars[at + 6 * output_step]) * row
-        s7 += spread(scalars[at + 7 * output_step]) * row
-        at += row_step
-    step = n_panels * LANES
-    store(sums, to, load(sums, to) + s0)
-    store(sums, to + step, load(sums, to + step) + s1)
-    store(sums, to + 2 * step, load(sums, to + 2 * step) + s2)
-    store(sums, to + 3 * step, load(sums, to + 3 * step) + s3)
-    store(sums, to + 4 * step, load(sums, to + 4 * step) + s4)
-    store(sums, to + 5 * step, load(sums, to + 5 * step) + s5)
-    store(sums, to + 6 * step, load(sums, to + 6 * step) + s6)
-    store(sums, to + 7 * step, load(sums, to + 7 * step) + s7)
+            add_tile(scaled, a * size, 1, LANES, panels, g * size, m, gram, to, n_panels)
