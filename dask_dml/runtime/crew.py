@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from distributed import Scheduler
 from distributed.protocol.pickle import dumps
 
+from dask_dml.runtime.importing import importer
 from dask_dml.runtime.relay import asked
 from dask_dml.runtime.worker_plugin import HeartbeatPlugin, NannyWatch
 
@@ -22,40 +23,9 @@ _RETRY_S = 3.0
 _AT_ONCE = 32
 
 
-def _importer() -> Callable[[str], Coroutine[Any, Any, None]]:
-    """What imports a module in a thread that does not hold up the end of its process.
-
-    The threads that asyncio has for this do, for seconds, and a nanny does not wait so long. Made
-    within a function, it is pickled with its code: where this package is missing, it is not needed.
-    """
-
-    async def imported(name: str) -> None:
-        import asyncio
-        import importlib
-        import threading
-        from contextlib import suppress
-
-        loop = asyncio.get_running_loop()
-        done = asyncio.Event()
-
-        def work() -> None:
-            try:
-                # Where it is missing, what becomes of the plugin tells so.
-                with suppress(ImportError):
-                    importlib.import_module(name)
-            finally:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(done.set)
-
-        threading.Thread(target=work, name="dml-import", daemon=True).start()
-        await done.wait()
-
-    return imported
-
-
 _IMPORT = {
-    "function": dumps(_importer()),
-    "args": dumps(("dask_dml.runtime.worker_plugin",)),
+    "function": dumps(importer()),
+    "args": dumps(("dask_dml", "dask_dml.runtime.worker_plugin")),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import statistics
 import time
@@ -15,6 +14,7 @@ from dask.utils import parse_bytes
 from distributed import Client
 
 from dask_dml.errors import NoWorkersError, WorkerPackageError
+from dask_dml.runtime.importing import importer
 from dask_dml.runtime.waiting import in_loop
 from dask_dml.version import __version__
 
@@ -22,6 +22,10 @@ from dask_dml.version import __version__
 _ABLE = ("init", "running", "paused")
 # How long workers are waited for to say what they have; those that take longer come in later.
 _ANSWER_S = 3.0
+# What a worker imports to say what it has. scipy.sparse, before a block is unpickled there: threads
+# that import the whole of it and a part of it at the same time lock each other out. And what is
+# compiled, whose import would take the first task a second.
+_IMPORTED = ("dask_dml", "scipy.sparse", "dask_dml.objective.kernels")
 
 
 class Roster:
@@ -135,16 +139,7 @@ class Roster:
         }
 
     async def _ask(self, worker: str) -> Any:
-        # Not a function of ours: where the package is missing, that could not be unpickled. In a
-        # thread: a newcomer imports for seconds, and its event loop would be silent meanwhile.
-        # And scipy.sparse, before a block is unpickled there: threads that import the whole of it
-        # and a part of it at the same time lock each other out.
-        # And what is compiled, whose import would take the first task a second.
-        imported = ("scipy.sparse", "dask_dml.objective.kernels")
-        code = f"[__import__('dask_dml').__version__, *map(__import__, {imported})][0]"
-        answer = await self._client.run(
-            asyncio.to_thread, eval, code, workers=[worker], on_error="return"
-        )
+        answer = await self._client.run(importer(), *_IMPORTED, workers=[worker], on_error="return")
         return answer.get(worker)
 
 
