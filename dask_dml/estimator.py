@@ -59,7 +59,8 @@ _SENT_BYTES = 32 * 8_000_000
 
 MODEL_FORMAT = 1
 
-_RAISE_MAX_ITER = "raise max_iter, or use solver='newton'"
+# Arguments that are on or off, where an estimator has them.
+_SWITCHES = ("fit_intercept", "warm_start", "refit")
 _ADVICE = {
     VANISHED: "the rows are fitted to the last digit, and others may be by other coefficients; "
     "penalise them for a single solution"
@@ -155,10 +156,12 @@ class LinearEstimator(BaseEstimator):
         self.history_ = history.frame()
         self.faults_ = history.faults_frame()
         if state.reason != CONVERGED:
+            has_other = self.solver in ("lbfgs", "gd")
+            advice = "raise max_iter, or use solver='newton'" if has_other else "raise max_iter"
             warnings.warn(
                 f"{type(self).__name__}(solver={self.solver!r}) stopped before a relative gap of "
                 f"{self.tol:g} ({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
-                f"{(self._advice | _ADVICE).get(state.reason, _RAISE_MAX_ITER)}",
+                f"{(self._advice | _ADVICE).get(state.reason, advice)}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -385,6 +388,20 @@ class LinearEstimator(BaseEstimator):
             raise ValueError(f"{name}(tol=...) must be a positive number, got {self.tol!r}")
         if not (is_number(self.max_iter) and self.max_iter >= 1 and self.max_iter % 1 == 0):
             raise ValueError(f"{name}(max_iter=...) must be an integer >= 1, got {self.max_iter!r}")
+        for argument in _SWITCHES:
+            value = getattr(self, argument, False)
+            if not isinstance(value, bool | np.bool_):
+                raise ValueError(f"{name}({argument}=...) must be True or False, got {value!r}")
+        if not isinstance(self.runtime, Runtime | None):
+            raise TypeError(
+                f"{name}(runtime=...) must be a dask_dml.Runtime, or None for the current client "
+                f"or else this process, got {self.runtime!r}"
+            )
+        listeners = self.callbacks
+        if not (isinstance(listeners, Sequence) and all(map(callable, listeners))):
+            raise TypeError(
+                f"{name}(callbacks=...) must be a list of functions of an event, got {listeners!r}"
+            )
         if not isinstance(self.checkpoint, Checkpoint | str | Path | None):
             raise TypeError(
                 f"{name}(checkpoint=...) must be a path, a URL, a dask_dml.Checkpoint or None, got "

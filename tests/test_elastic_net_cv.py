@@ -118,6 +118,7 @@ def test_what_cannot_be_is_refused_before_the_data_is_read():
         (LassoCV(alphas=0), "alphas=0"),
         (LassoCV(alphas=[-1.0]), "alphas"),
         (LassoCV(eps=0.0), "eps"),
+        (LassoCV(eps=2.0), "eps"),
         (ElasticNetCV(l1_ratio=1.5), "l1_ratio"),
         (ElasticNetCV(l1_ratio=[0.0, 0.5]), "must be listed"),
     ):

@@ -375,13 +375,30 @@ def test_classes_without_weight_are_refused(class_weight):
         ({"l1_ratio": 0.5, "solver": "gd"}, r"l1_ratio=0.5, solver='gd'.*proximal"),
         ({"class_weight": "heavy"}, "class_weight=.*'balanced'"),
         ({"class_weight": {0: -1.0}}, r"class_weight=.*>= 0"),
-        ({"class_weight": {9: 1.0}}, r"class_weight=.*\[9\]"),
+        ({"class_weight": {9: 1.0}}, r"class_weight=.*\[9\].*it has \[0, 1\]"),
+        ({"fit_intercept": "no"}, "fit_intercept=.*True or False, got 'no'"),
+        ({"warm_start": None}, "warm_start=.*True or False, got None"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, message):
     X, y, _ = classification()
     with pytest.raises(ValueError, match=message):
         LogisticRegression(runtime=LOCAL, **arguments).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"runtime": "local"}, r"runtime=.*dask_dml\.Runtime.*got 'local'"),
+        ({"callbacks": print}, "callbacks=.*list of functions"),
+        ({"callbacks": [3]}, r"callbacks=.*list of functions.*got \[3\]"),
+        ({"checkpoint": 3}, "checkpoint=.*path"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(arguments, message):
+    X, y, _ = classification()
+    with pytest.raises(TypeError, match=message):
+        LogisticRegression(**arguments).fit(X, y)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, np.inf, np.nan, "1"])

@@ -77,7 +77,7 @@ class LinearClassifier(ClassifierMixin, LinearEstimator):
         if unknown:
             raise ValueError(
                 f"{type(self).__name__}(class_weight=...) names classes {unknown} that y does not "
-                f"have; it has {list(survey.classes[:10])}"
+                f"have; it has {survey.classes[:10].tolist()}"
             )
         factors = np.array([float(self.class_weight.get(label, 1.0)) for label in survey.classes])
         if not np.all(np.isfinite(factors) & (factors >= 0.0)):

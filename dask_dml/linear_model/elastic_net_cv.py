@@ -83,8 +83,11 @@ class _CrossValidated(LeastSquares):
         super()._check_arguments()
         name = type(self).__name__
         check_folds(name, self.cv)
-        if not (is_number(self.eps) and self.eps > 0.0 and np.isfinite(self.eps)):
-            raise ValueError(f"{name}(eps=...) must be a positive number, got {self.eps!r}")
+        if not (is_number(self.eps) and 0.0 < self.eps < 1.0):
+            raise ValueError(
+                f"{name}(eps=...) is the least alpha over the largest, and must be between 0 and "
+                f"1, got {self.eps!r}"
+            )
         if isinstance(self.alphas, Integral):
             if self.alphas < 1:
                 raise ValueError(f"{name}(alphas={self.alphas!r}): there must be at least 1")
