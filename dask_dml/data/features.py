@@ -11,7 +11,7 @@ the other features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -169,14 +169,8 @@ class DenseFeatures:
 
     def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
         """Chunks as NumPy arrays."""
-        array: da.Array = da.map_blocks(
-            partial(read_chunk, arrays["X"], "X", url),
-            chunks=(grid.row_chunks, grid.column_chunks),
-            dtype=self.dtype,
-            meta=np.empty((0, 0), dtype=self.dtype),
-            name=name,
-        )
-        return array
+        read = partial(read_chunk, arrays["X"], "X", url)
+        return _lazy(read, grid, np.empty((0, 0), dtype=self.dtype), name)
 
     def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
         """Those of all values."""
@@ -245,12 +239,8 @@ class SparseFeatures:
 
     def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
         """Create the three arrays."""
-        shapes = self.shapes(grid, 0)
         dtypes = dict.fromkeys(self.names, _INDEX) | {"X/data": self.dtype}
-        return {
-            name: create_array(group, name, shapes[name], dtypes[name], (1, shapes[name][1]))
-            for name in self.names
-        }
+        return _create_parts(group, self.names, self.shapes(grid, 0), dtypes, 1)
 
     def write(
         self,
@@ -270,36 +260,27 @@ class SparseFeatures:
                 "the second time"
             )
         parts = ((block.data, 0), (block.indices, 0), (block.indptr, block.nnz))
+        chunks = []
         for name, (part, filler) in zip(self.names, parts, strict=True):
-            array = arrays[name]
-            chunk = np.full((1, array.shape[1]), filler, dtype=array.dtype)
+            chunk = np.full((1, arrays[name].shape[1]), filler, dtype=part.dtype)
             chunk[0, : len(part)] = part
-            write_chunk(array, (i, 0), chunk, _NO_ROWS)
+            chunks.append(chunk)
+        _write_parts(arrays, self.names, i, chunks)
         return block[rows]
 
     def write_sample(self, group: Group, bands: Sequence[Sequence[Any]]) -> None:
         """Write the three parts of one CSR matrix."""
         sample = scipy.sparse.vstack([rows for (rows,) in bands], format="csr")
-        for name, part in zip(
-            self.names, (sample.data, sample.indices, sample.indptr), strict=True
-        ):
-            write_whole(group, f"sample/{name}", part)
+        _write_sample(group, self.names, (sample.data, sample.indices, sample.indptr))
 
     def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> Csr:
         """Read them."""
-        names = [f"sample/{name}" for name in self.names]
-        return _csr([read_whole(arrays[name], name, url) for name in names], n_columns)
+        return _csr(_read_sample(arrays, self.names, url), n_columns)
 
     def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
         """CSR arrays of scipy's."""
-        array: da.Array = da.map_blocks(
-            partial(_read_csr, [arrays[n] for n in self.names], self.names, url, grid),
-            chunks=(grid.row_chunks, grid.column_chunks),
-            dtype=self.dtype,
-            meta=empty_csr(grid.n_columns, self.dtype),
-            name=name,
-        )
-        return array
+        read = partial(_read_csr, [arrays[n] for n in self.names], self.names, url, grid)
+        return _lazy(read, grid, empty_csr(grid.n_columns, self.dtype), name)
 
     def block_nbytes(self, grid: BlockGrid) -> tuple[int, ...]:
         """Those of the values and of where they are."""
@@ -361,13 +342,8 @@ class CategoricalFeatures:
 
     def create(self, group: Group, grid: BlockGrid) -> dict[str, Array]:
         """Create one or two arrays."""
-        shapes = self.shapes(grid, 0)
         dtypes = {"X/codes": self._code, "X/numbers": self.dtype}
-        chunks = {name: (grid.row_chunks[0], shapes[name][1]) for name in self.names}
-        return {
-            name: create_array(group, name, shapes[name], dtypes[name], chunks[name])
-            for name in self.names
-        }
+        return _create_parts(group, self.names, self.shapes(grid, 0), dtypes, grid.row_chunks[0])
 
     def write(
         self,
@@ -378,9 +354,8 @@ class CategoricalFeatures:
         rows: NDArray[np.int64],
     ) -> CategoricalBlock:
         """Write one chunk of each array."""
-        start = (grid.row_bounds(block_id[0])[0], 0)
-        for name, part in zip(self.names, (block.codes, block.numbers), strict=False):
-            write_chunk(arrays[name], start, part.astype(arrays[name].dtype), _NO_ROWS)
+        start = grid.row_bounds(block_id[0])[0]
+        _write_parts(arrays, self.names, start, (block.codes, block.numbers))
         sampled: CategoricalBlock = block[rows]
         return sampled
 
@@ -388,24 +363,16 @@ class CategoricalFeatures:
         """Write codes and numbers."""
         codes = np.concatenate([rows.codes for (rows,) in bands]).astype(self._code)
         numbers = np.concatenate([rows.numbers for (rows,) in bands])
-        for name, part in zip(self.names, (codes, numbers), strict=False):
-            write_whole(group, f"sample/{name}", part)
+        _write_sample(group, self.names, (codes, numbers))
 
     def read_sample(self, arrays: dict[str, Array], n_columns: int, url: str) -> Csr:
         """The rows as CSR."""
-        names = [f"sample/{name}" for name in self.names]
-        return self._block([read_whole(arrays[name], name, url) for name in names]).to_csr()
+        return self._block(_read_sample(arrays, self.names, url)).to_csr()
 
     def blocks(self, arrays: dict[str, Array], grid: BlockGrid, url: str, name: str) -> da.Array:
         """Blocks of codes, which look like NumPy arrays."""
-        array: da.Array = da.map_blocks(
-            partial(_read_categories, self, [arrays[n] for n in self.names], url),
-            chunks=(grid.row_chunks, grid.column_chunks),
-            dtype=self.dtype,
-            meta=np.empty((0, 0), dtype=self.dtype),
-            name=name,
-        )
-        return array
+        read = partial(_read_categories, self, [arrays[n] for n in self.names], url)
+        return _lazy(read, grid, np.empty((0, 0), dtype=self.dtype), name)
 
     def read(self, arrays: Sequence[Array], url: str, i: int) -> CategoricalBlock:
         """One block."""
@@ -426,6 +393,47 @@ class CategoricalFeatures:
     def manifest(self) -> dict[str, Any]:
         """Number of the other features, and the categories of each column."""
         return {"numbers": self.n_numbers, "categories": self.categories}
+
+
+def _create_parts(
+    group: Group,
+    names: Sequence[str],
+    shapes: dict[str, tuple[int, ...]],
+    dtypes: dict[str, np.dtype[Any]],
+    chunk_rows: int,
+) -> dict[str, Array]:
+    """Create arrays whose chunks are whole rows."""
+    return {
+        name: create_array(group, name, shapes[name], dtypes[name], (chunk_rows, shapes[name][1]))
+        for name in names
+    }
+
+
+def _write_parts(
+    arrays: dict[str, Array], names: Sequence[str], start: int, parts: Sequence[NDArray[Any]]
+) -> None:
+    """Write a chunk of each array, from one row on; parts that have no array are empty."""
+    for name, part in zip(names, parts, strict=False):
+        write_chunk(arrays[name], (start, 0), part.astype(arrays[name].dtype), _NO_ROWS)
+
+
+def _write_sample(group: Group, names: Sequence[str], parts: Sequence[NDArray[Any]]) -> None:
+    for name, part in zip(names, parts, strict=False):
+        write_whole(group, f"sample/{name}", part)
+
+
+def _read_sample(arrays: dict[str, Array], names: Sequence[str], url: str) -> list[NDArray[Any]]:
+    return [read_whole(arrays[f"sample/{name}"], f"sample/{name}", url) for name in names]
+
+
+def _lazy(
+    read: Callable[..., Any], grid: BlockGrid, like: NDArray[Any] | Csr, name: str
+) -> da.Array:
+    """The blocks that a function of their numbers reads."""
+    array: da.Array = da.map_blocks(
+        read, chunks=(grid.row_chunks, grid.column_chunks), dtype=like.dtype, meta=like, name=name
+    )
+    return array
 
 
 def _read_categories(
