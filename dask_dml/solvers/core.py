@@ -288,10 +288,10 @@ def newton_step(evaluation: Evaluation, goal: Goal) -> NewtonStep:
         strong = bool(np.all(goal.convexity > 0.0))
         bound = 0.5 * float(np.sum(evaluation.gradient**2 / goal.convexity)) if strong else np.inf
         return NewtonStep(direction, decrement2, bound, np.inf)
-    least_eigenvalue = _least_eigenvalue(evaluation.hessian, goal.row_extent)
-    if least_eigenvalue <= 0.0:
+    least = least_eigenvalue(evaluation.hessian, goal.row_extent)
+    if least <= 0.0:
         return NewtonStep(direction, decrement2, np.inf, np.inf)
-    M = goal.self_concordance * np.sqrt(len(goal.row_extent) / least_eigenvalue)
+    M = goal.self_concordance * np.sqrt(len(goal.row_extent) / least)
     decrement = np.sqrt(decrement2)
     gap, gap_after = self_concordant_gaps(M * decrement)
     change = goal.self_concordance * largest_change(direction, goal.row_extent)
@@ -406,8 +406,8 @@ def _rounding(norm: float, solution: Array, least_eigenvalue: float) -> float:
     return (_UNIT * norm * float(np.linalg.norm(solution))) ** 2 / (2.0 * least_eigenvalue)
 
 
-def _least_eigenvalue(hessian: Array, row_extent: Array) -> float:
-    """Least eigenvalue of the Hessian in units of the rows' extent."""
+def least_eigenvalue(hessian: Array, row_extent: Array) -> float:
+    """Least eigenvalue of a Hessian in units of the rows' extent, without what may be rounding."""
     extent = np.tile(row_extent, len(hessian) // len(row_extent))
     # A larger bound is still one, and keeps the eigenvalues within what rounding resolves.
     extent = np.maximum(extent, 1e-4 * extent.max())

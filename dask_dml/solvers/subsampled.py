@@ -27,6 +27,7 @@ from dask_dml.solvers.core import (
     gradient_gap,
     is_descent,
     is_negligible,
+    least_eigenvalue,
     lower_bound_gap,
     resolved,
     shorter_step,
@@ -48,18 +49,19 @@ _FIRST_ROWS_A_TERM = 10
 _CERTAIN_ROWS_A_TERM = 8
 # What a Gram matrix of all rows costs for each coordinate of an output, in passes for a gradient;
 # and the entries that are passed over in the time that a round costs beyond its rows.
-_GRAM_COST = 1 / 15
+_GRAM_COST = 1 / 22
 _ROUND_ENTRIES = 2e7
 # How much larger than predicted the bound of a gap may turn out.
 _CAUTION = 4.0
-# The same of a bound that is computed at a point whose gradient is known.
+# How much larger a bound may be than the decrease that is expected, and the Newton decrement, in
+# units in which there is no bound from 1 on, at which it is about that.
 _MARGIN = 1.5
-# How much less has to be expected than where the whole sample could not certify a point, for it to
-# be asked again; and the share of the tolerance below which it is not.
-_CLOSER = 0.1
-_RESOLVED = 1e-6
-# How many times more rows are taken where those of the last Hessian were not enough.
+_DECREMENT = 0.7
+# How many times more rows are taken where those of the last Hessian could not certify a point; and
+# where they made a poor metric. Those of a sample are as likely as any; later ones are more so
+# where curvature is, and need not be many more.
 _MORE_ROWS = 2.0
+_MORE_OF_METRIC = 1.25
 # Accepted steps after which a metric is judged by them.
 _STEPS_TO_JUDGE = 3
 _MAX_TRIALS = 30
@@ -99,9 +101,8 @@ class SubsampledState(SolverState):
         Share of all rows that the metric was formed of; 0 while there is none.
     certified_share : float
         The same of the last Hessian that was to certify a point, and could not.
-    uncertain : float
-        Relative decrease that was expected at the last point that a Hessian of the whole first
-        sample could not certify; inf where there is none.
+    least_eigenvalue : float
+        Of the metric in units of the rows' extent; inf while all rows are not looked at.
     initial : float
         Objective at the stage's first point.
     expected, relative : float
@@ -123,7 +124,7 @@ class SubsampledState(SolverState):
     look: float
     metric_share: float
     certified_share: float
-    uncertain: float
+    least_eigenvalue: float
     initial: float
     expected: float
     relative: float
@@ -190,7 +191,7 @@ class SubsampledNewton:
             look=0.0,
             metric_share=0.0,
             certified_share=0.0,
-            uncertain=np.inf,
+            least_eigenvalue=np.inf,
             initial=np.inf,
             expected=np.inf,
             relative=np.inf,
@@ -263,10 +264,16 @@ class SubsampledNewton:
         return replace(
             state,
             metric_share=share,
+            least_eigenvalue=self._least_eigenvalue(state, evaluation.hessian),
             factor=_cholesky(evaluation.hessian),
             steps=none,
             changes=none,
         )
+
+    def _least_eigenvalue(self, state: SubsampledState, hessian: Array) -> float:
+        if not self._is_last(state) or not self._is_certifiable:
+            return state.least_eigenvalue
+        return max(least_eigenvalue(hessian, self.goal.row_extent), 1e-300)
 
     def _turn(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         direction = -_times_inverse(state.gradient, state.factor, state.steps, state.changes)
@@ -311,10 +318,8 @@ class SubsampledNewton:
         here = replace(evaluation, value=state.value, gradient=state.gradient)
         gap = float(np.fmin(state.gap, lower_bound_gap(here, certain, self.goal)))
         if not gap <= self.goal.tol:
-            # For all rows of the sample it is not too late.
-            whole = certain == self.shares[0]
-            uncertain = state.relative if whole else state.uncertain
-            return self._planned(replace(state, gap=gap, uncertain=uncertain))
+            # For more rows of the sample it is not too late.
+            return self._planned(replace(state, gap=gap))
         point, gap = self._bettered(state, here, state.direction, gap)
         return replace(state, point=point, gap=gap, reason=CONVERGED)
 
@@ -402,13 +407,10 @@ class SubsampledNewton:
             return 0.0
         least = _CERTAIN_ROWS_A_TERM * self.n_terms / (sample * self.n_rows)
         least = min(max(least, 1.0 / self._gram_cost(len(state.point))), 1.0)
-        if state.certified_share:
-            least = 1.0
-        if state.relative > _CLOSER * state.uncertain:
-            return 0.0
+        least = max(least, _MORE_ROWS * state.certified_share / sample)
 
         def share(relative: float) -> float:
-            needed = _MARGIN * relative / (self.goal.tol * sample)
+            needed = self._needed(state, relative) / sample
             some = max(2.0 * needed, least)
             # All of them count twice as much as some, see `certain_share`.
             return some if some <= 0.5 else max(needed, least, 1.0)
@@ -416,6 +418,13 @@ class SubsampledNewton:
         now, later = share(state.relative), share(state.relative * ratio)
         saved = self._gram_cost(len(state.point)) * sample * (now - later)
         return now if now <= 1.0 and saved <= 1.0 + self._round_cost else 0.0
+
+    def _needed(self, state: SubsampledState, relative: float) -> float:
+        """Share of the rows whose Hessian is enough for a bound within the tolerance, about."""
+        goal, decrement2 = self.goal, 2.0 * relative * abs(state.value)
+        size = len(goal.row_extent) * decrement2 / state.least_eigenvalue
+        decrement = goal.self_concordance * float(np.sqrt(max(size, 0.0)))
+        return max(_MARGIN * relative / goal.tol, decrement / _DECREMENT)
 
     def _gram_share(self, state: SubsampledState, ratio: float) -> float:
         """Share of the stage's rows to form a Hessian of in the next round; 0 for none."""
@@ -431,7 +440,7 @@ class SubsampledNewton:
         # A metric of more rows has to save more than it costs, with half the steps.
         share = self.shares[state.stage]
         n_left = np.log(enough / state.relative) / np.log(ratio)
-        more = min(_MORE_ROWS * state.metric_share, share)
+        more = min(_MORE_OF_METRIC * state.metric_share, share)
         is_worth_it = 0.5 * n_left * (share + self._round_cost) > gram_cost * more
         return more / share if is_worth_it else 0.0
 
@@ -442,18 +451,18 @@ class SubsampledNewton:
 
         0 where the first sample will do, or where it costs less to take one more step first.
         """
+        is_rounding = is_negligible(state.value, state.relative * abs(state.value))
         sample = 0.0 if self.shares[0] == 1.0 else self.shares[0]
-        one_more = 1.0 + self._round_cost
         least = _CERTAIN_ROWS_A_TERM * self.n_terms / self.n_rows
         least = min(max(least, _MORE_ROWS * state.certified_share), 1.0)
-        now = max(predicted / self.goal.tol, least)
-        later = max(now * ratio, least)
-        if now > 1.0 or gram_cost * (now - later) > one_more:
+        needed = self._needed(state, predicted)
+        if needed <= sample and state.certified_share < sample:
             return 0.0
-        # Where the bound was about to fail, steps help as rows do.
-        will_do = predicted <= self.goal.tol * sample / _MARGIN
-        is_resolved = state.relative > _RESOLVED * self.goal.tol
-        if will_do and (np.isinf(state.uncertain) or (is_resolved and gram_cost * now > one_more)):
+        now = max(needed, least)
+        if is_rounding:
+            return min(now, 1.0)
+        later = max(self._needed(state, predicted * ratio), least)
+        if now > 1.0 or gram_cost * (now - later) > 1.0 + self._round_cost:
             return 0.0
         # For less than a round costs, that of all rows also leads to a better point.
         return 1.0 if gram_cost * (1.0 - now) <= self._round_cost else now
@@ -472,7 +481,7 @@ def _cholesky(hessian: Array) -> Array:
 
 
 def _times_inverse(gradient: Array, factor: Array, steps: Array, changes: Array) -> Array:
-    """The two-loop recursion around the inverse of the metric."""
+    """The two-loop recursion around the inverse of the metric, in units of the first pair."""
     vector = gradient.copy()
     inverse = 1.0 / np.einsum("ij,ij->i", steps, changes)
     alpha = np.empty(len(steps))
@@ -480,6 +489,10 @@ def _times_inverse(gradient: Array, factor: Array, steps: Array, changes: Array)
         alpha[i] = inverse[i] * float(steps[i] @ vector)
         vector -= alpha[i] * changes[i]
     vector = np.asarray(scipy.linalg.cho_solve((factor, True), vector))
+    if len(steps):
+        # The Hessian at a sample's own optimum is too small where that has separated classes.
+        change = scipy.linalg.cho_solve((factor, True), changes[0])
+        vector *= float(steps[0] @ changes[0]) / float(changes[0] @ change)
     for i in range(len(steps)):
         beta = inverse[i] * float(changes[i] @ vector)
         vector += (alpha[i] - beta) * steps[i]
