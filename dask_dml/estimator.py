@@ -420,6 +420,8 @@ class LinearEstimator(BaseEstimator):
             names = _numeric_columns(X) if hasattr(X, "columns") else None
             weight = None if sample_weight is None else as_dask(sample_weight)
             return dask_source(as_dask(X), as_dask(y), weight, names), names
+        if isinstance(X, pd.DataFrame):
+            _check_columns(X)
         X, y = validate_data(
             self,
             X,
@@ -567,12 +569,32 @@ def as_dask(values: Any, chunks: Any = -1) -> da.Array:
 
 
 def _numeric_columns(frame: Any) -> tuple[str, ...]:
-    odd = [f"{c!r} ({dtype})" for c, dtype in frame.dtypes.items() if dtype.kind not in "biuf"]
-    if odd:
-        raise DataError(
-            f"X has columns that are not numeric: {', '.join(odd)}; encode or drop them before fit"
-        )
+    _refuse_columns({c: d for c, d in frame.dtypes.items() if d.kind not in "biuf"})
     return tuple(str(c) for c in frame.columns)
+
+
+def _check_columns(frame: pd.DataFrame) -> None:
+    """Refuse text and dates; numbers as objects or categories are read as in scikit-learn."""
+    _refuse_columns({c: v.dtype for c, v in frame.items() if not _holds_numbers(v)})
+
+
+def _holds_numbers(column: pd.Series[Any]) -> bool:
+    kind = column.dtype.kind
+    if kind not in "OSU":
+        return kind not in "Mm"
+    try:
+        column.astype(np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refuse_columns(odd: dict[Any, Any]) -> None:
+    if odd:
+        named = ", ".join(f"{column!r} ({dtype})" for column, dtype in odd.items())
+        raise DataError(
+            f"X has columns that are not numeric: {named}; encode or drop them before fit"
+        )
 
 
 def is_number(value: Any) -> bool:

@@ -6,11 +6,13 @@ import warnings
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 import dask_dml as dml
+from dask_dml.errors import DataError
 from dask_dml.linear_model import (
     ElasticNet,
     GammaRegressor,
@@ -154,6 +156,32 @@ def test_counts_of_a_million():
     model = PoissonRegressor(alpha=0.0).fit(X, rng.poisson(mean).astype(float))
     np.testing.assert_allclose(model.coef_, [0.3, -0.2, 0.1], atol=1e-3)
     assert model.gap_ <= 1e-8
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [["a", "b"] * 5, pd.date_range("2013-01-01", periods=10), pd.Categorical(["a", "b"] * 5)],
+    ids=["text", "dates", "categories"],
+)
+def test_columns_of_a_frame_that_are_not_numeric_are_named(odd):
+    frame = pd.DataFrame({"x": np.arange(10.0), "odd one": odd})
+    with pytest.raises(DataError, match=r"not numeric: 'odd one' \(.*encode or drop"):
+        Ridge().fit(frame, np.arange(10.0))
+    with pytest.raises(DataError, match="'odd one'"):
+        Ridge().fit(frame[["odd one"]], np.arange(10.0))
+
+
+def test_numbers_in_a_frame_count_whatever_holds_them():
+    values = np.arange(10.0)
+    frame = pd.DataFrame(
+        {
+            "object": values.astype(object),
+            "category": pd.Categorical(values % 3),
+            "flag": values > 4,
+        }
+    )
+    fitted = Ridge().fit(frame, values)
+    np.testing.assert_array_equal(fitted.coef_, Ridge().fit(frame.astype(float), values).coef_)
 
 
 # -- no optimum --------------------------------------------------------------------------------
