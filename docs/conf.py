@@ -30,6 +30,7 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "dask_dml"
+html_sidebars = {"**": []}  # pages have no sections below them: an empty column, which tables need
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,

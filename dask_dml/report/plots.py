@@ -82,6 +82,7 @@ def plot_history(
             fontsize="small",
             ha="right" if is_late else "left",
             va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )
     return ax
 
