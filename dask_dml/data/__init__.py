@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dask_dml.data.dataset import Dataset, open_dataset, write_dataset
+    from dask_dml.data.dataset import Dataset, open_dataset
     from dask_dml.data.ingestion import ingest
     from dask_dml.data.layout import BlockGrid
+    from dask_dml.data.writing import write_dataset
 
 __all__ = ["BlockGrid", "Dataset", "ingest", "open_dataset", "write_dataset"]
 
@@ -18,7 +19,7 @@ _MODULES = {
     "Dataset": "dataset",
     "ingest": "ingestion",
     "open_dataset": "dataset",
-    "write_dataset": "dataset",
+    "write_dataset": "writing",
 }
 
 

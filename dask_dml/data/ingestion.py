@@ -18,14 +18,7 @@ import numpy as np
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from dask_dml.data.dataset import (
-    Dataset,
-    Schema,
-    grid_for,
-    sample_size,
-    write_bands,
-    write_dataset,
-)
+from dask_dml.data.dataset import Dataset
 from dask_dml.data.features import CategoricalFeatures, DenseFeatures, Features
 from dask_dml.data.inputs import MAX_LABELS, Target, run
 from dask_dml.data.layout import Layout
@@ -46,6 +39,7 @@ from dask_dml.data.tables import (
     open_source,
     unique_names,
 )
+from dask_dml.data.writing import Schema, grid_for, sample_size, write_bands, write_dataset
 from dask_dml.errors import DataError, IncompatibleError, IngestError
 from dask_dml.objective.categorical import NO_CATEGORY, CategoricalBlock
 
