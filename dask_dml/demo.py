@@ -25,7 +25,7 @@ from dask_dml.linear_model import LogisticRegression
 from dask_dml.objective.blas import blas_environment
 from dask_dml.report.metrics import ClassificationMetrics
 from dask_dml.report.plots import plot_history, plot_roc, require_matplotlib
-from dask_dml.runtime import Event, RoundEnded
+from dask_dml.runtime import Event, RoundEnded, Runtime
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,14 +210,18 @@ def run(directory: str | os.PathLike[str], days: int | None, say: Say) -> Result
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.run(import_module, "dask_dml")  # or the first fit would be charged for it
+        # Or the first fit would be charged for what is imported and compiled at the first use.
+        client.run(import_module, "dask_dml")
+        say("compiling, by a fit of the held-out days")
+        there = Runtime(client)  # few days would be fitted in this process, where nothing is killed
+        LogisticRegression(C=C, runtime=there).fit(test)
         say(f"fitting undisturbed, {train.n_rows:,} rows x {train.n_columns} columns")
-        calm = LogisticRegression(C=C)
+        calm = LogisticRegression(C=C, runtime=there)
         calm_s = _seconds(lambda: calm.fit(train))
         worker, pid = min(client.run(os.getpid).items())
         kill = KillWorker(pid, KILL_AFTER_ROUND)
         say(f"fitting again, and killing {worker} (process {pid}) after round {KILL_AFTER_ROUND}")
-        model = LogisticRegression(C=C, callbacks=[kill])
+        model = LogisticRegression(C=C, runtime=there, callbacks=[kill])
         model_s = _seconds(lambda: model.fit(train))
         say("predicting the held-out days")
         scores = np.asarray(model.decision_function(test).compute())
@@ -376,7 +380,7 @@ def table(result: Result) -> str:
         _section(
             "Objective on the training rows, by one function in float64",
             [
-                ("dask_dml", f"{mine}  {fit.seconds:6.2f} s, two workers, one killed"),
+                ("dask_dml", f"{mine}  {fit.seconds:6.2f} s, {_workers(result)}"),
                 ("scikit-learn", f"{other}  {peer.seconds:6.2f} s, {peer.version}, {peer.solver}"),
                 ("coefficients", f"differ by at most {peer.largest_difference:.1e} of the largest"),
             ],
@@ -385,6 +389,10 @@ def table(result: Result) -> str:
     ]
     title = f"New York, 2013: does a flight arrive more than {flights.LATE_MINUTES} minutes late?"
     return "\n\n".join([title, *sections])
+
+
+def _workers(result: Result) -> str:
+    return "two workers" if result.fault is None else "two workers, one killed"
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> str:
@@ -429,7 +437,7 @@ def _fault_rows(result: Result) -> list[tuple[str, str]]:
         ("done", fault.action),
         (
             "cost",
-            f"{fault.cost_s:.2f} s in that round, {fault.total_cost_s:.2f} s in all; "
+            f"{fault.cost_s:+.2f} s in that round, {fault.total_cost_s:+.2f} s in all; "
             f"{fault.recomputed_blocks} of {result.n_blocks} blocks made again",
         ),
         ("new worker", joined),

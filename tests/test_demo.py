@@ -30,7 +30,7 @@ def lines():
 
 @pytest.fixture(scope="module")
 def result(folder, lines):
-    return demo.run(folder, 31, lines.append)
+    return demo.run(folder, 20, lines.append)  # few enough to be fitted in one process
 
 
 def test_a_worker_was_killed_in_mid_fit(result):
