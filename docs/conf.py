@@ -30,7 +30,8 @@ numpydoc_class_members_toctree = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = "dask_dml"
-html_sidebars = {"**": []}  # pages have no sections below them: an empty column, which tables need
+# The guide has no pages below its pages: an empty column, whose room its tables need.
+html_sidebars = {"*": [], "api": ["sidebar-nav-bs"]}
 html_theme_options = {
     "show_prev_next": True,
     "navigation_with_keys": False,
