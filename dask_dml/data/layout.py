@@ -7,7 +7,8 @@ columns, ``"hybrid"`` cuts both ways. Everything here is a pure function of numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,10 @@ BLOCK_BYTES = 32_000_000
 SMALL_BLOCK_BYTES = 4_000_000
 BLOCKS_PER_MEMORY = 32
 FAIR_SHARE = 8
+# Chunks that are given are cut into parts no larger than these, if that is not less than a small
+# block: a dozen or more are shared evenly. Dask's own chunks of 128 MiB make four parts.
+PART_BYTES = 2**25
+FEWEST_PARTS = 12
 COLUMN_PARTS = 4
 
 
@@ -158,6 +163,40 @@ def choose_grid(
     return BlockGrid.regular(
         n_rows, n_columns, -(-n_rows // min(n_blocks, n_rows)), columns_per_block
     )
+
+
+def split_rows(row_chunks: Sequence[int], chunk_nbytes: Sequence[float]) -> list[tuple[int, ...]]:
+    """Cut chunks that are too large to be shared evenly into parts, by what they are alone.
+
+    Parameters
+    ----------
+    row_chunks : sequence of int
+        Rows of each chunk.
+    chunk_nbytes : sequence of float
+        Bytes of each chunk.
+
+    Returns
+    -------
+    list of tuple of int
+        Rows of the parts of each chunk, equal but for one: 1, 2, 4, ... parts of at most 32 MiB
+        and a twelfth of all bytes, where that is more than 4 MB, as few as that takes. A single
+        row may be more.
+
+    Examples
+    --------
+    >>> split_rows([100, 10], [60e6, 6e6])
+    [(13, 13, 13, 13, 12, 12, 12, 12), (10,)]
+    """
+    fair = math.ceil(sum(chunk_nbytes) / FEWEST_PARTS)
+    limit = min(max(fair, SMALL_BLOCK_BYTES), PART_BYTES)
+    split = []
+    for n_rows, nbytes in zip(row_chunks, chunk_nbytes, strict=True):
+        n_parts = 1
+        while nbytes > n_parts * limit and 2 * n_parts <= n_rows:
+            n_parts *= 2
+        least, n_more = divmod(n_rows, n_parts)
+        split.append((least + 1,) * n_more + (least,) * (n_parts - n_more))
+    return split
 
 
 def explicit_grid(n_rows: int, n_columns: int, chunks: Any, layout: Layout) -> BlockGrid:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import dask
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from dask_dml.data.csr import as_csr, csr_nbytes, csr_rows, empty_csr, is_csr
 from dask_dml.data.inputs import made_up_names, with_known_chunks
+from dask_dml.data.layout import split_rows
 from dask_dml.errors import DataError
 
 
@@ -39,6 +40,66 @@ class BlockLoader(Protocol):
     """Gets one block; picklable, so that it can be called on the machine that needs it."""
 
     def __call__(self) -> RawBlock: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """From which row of a chunk to which; those of the last block of a chunk have no end."""
+
+    start: int
+    stop: int | None
+
+
+WHOLE = Rows(0, None)
+
+
+class Cut(NamedTuple):
+    """A block as rows of a chunk."""
+
+    chunk: int
+    rows: Rows
+
+
+def rows_of(values: Any, rows: Rows) -> Any:
+    """Some rows of X, y or weights, whose values are not copied."""
+    if rows == WHOLE:
+        return values
+    if is_csr(values):
+        return csr_rows(values, rows.start, values.shape[0] if rows.stop is None else rows.stop)
+    return values[rows.start : rows.stop]
+
+
+def block_rows(block: RawBlock, rows: Rows) -> RawBlock:
+    """Some rows of a block, which are not copied."""
+    weight = block.sample_weight
+    X, y = rows_of(block.X, rows), rows_of(block.y, rows)
+    return RawBlock(X, y, None if weight is None else rows_of(weight, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class PartLoader:
+    """Gets a block that is a part of a chunk; parts that follow each other are read as one."""
+
+    whole: BlockLoader
+    cut: Cut
+
+    def __call__(self) -> RawBlock:
+        return block_rows(self.whole(), self.cut.rows)
+
+
+def follows(block: object, other: object) -> bool:
+    """Whether a block is had by reading the chunk that another one is a part of."""
+    return (
+        isinstance(block, PartLoader)
+        and isinstance(other, PartLoader)
+        and block.cut.chunk == other.cut.chunk
+    )
+
+
+def joined(loaders: Sequence[BlockLoader]) -> frozenset[int]:
+    """Blocks that are read with the one before them."""
+    pairs = enumerate(pairwise(loaders), 1)
+    return frozenset(number for number, (other, block) in pairs if follows(block, other))
 
 
 class Source(Protocol):
@@ -144,7 +205,7 @@ def raw_block(values: Sequence[Any]) -> RawBlock:
 
 @dataclass(frozen=True, eq=False)
 class DaskSource:
-    """Rows in dask arrays that are cut alike.
+    """Rows in dask arrays that are cut alike, whose large chunks are several blocks.
 
     Parameters
     ----------
@@ -154,7 +215,7 @@ class DaskSource:
     sample_weight : dask array of shape (n,) or None
     feature_names : tuple of str
     known_nbytes : tuple of float or None
-        Bytes of X of each block, where they are known without its being computed.
+        Bytes of X of each chunk, where they are known without its being computed.
     """
 
     X: da.Array
@@ -166,28 +227,50 @@ class DaskSource:
     @property
     def row_chunks(self) -> tuple[int, ...]:
         """Rows of each block."""
-        return tuple(int(n) for n in self.X.chunks[0])
+        return tuple(chain.from_iterable(self._split))
 
-    @cached_property
+    @property
     def block_nbytes(self) -> tuple[float, ...]:
         """Bytes of X of each block."""
+        return tuple(
+            nbytes * (n / max(sum(parts), 1))
+            for nbytes, parts in zip(self._chunk_nbytes, self._split, strict=True)
+            for n in parts
+        )
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """Which rows of which chunk each block is."""
+        return [
+            Cut(chunk, Rows(start, stop))
+            for chunk, parts in enumerate(self._split)
+            for edges in ((0, *accumulate(parts[:-1])),)
+            for start, stop in zip(edges, (*edges[1:], None), strict=True)
+        ]
+
+    @cached_property
+    def _split(self) -> list[tuple[int, ...]]:
+        return split_rows([int(n) for n in self.X.chunks[0]], self._chunk_nbytes)
+
+    @cached_property
+    def _chunk_nbytes(self) -> tuple[float, ...]:
         if self.known_nbytes is not None:
             return self.known_nbytes
         row_nbytes = float(self.X.dtype.itemsize * self.X.shape[1])
         if is_csr(self.X._meta):
-            # How many values there are shows when a block is made: one stands for the others.
-            block = int(np.argmax(np.array(self.row_chunks) > 0))
-            (part,) = self.X.to_delayed(optimize_graph=True)[block]
-            row_nbytes = delayed(csr_nbytes)(part).compute() / self.row_chunks[block]
-        return tuple(n * row_nbytes for n in self.row_chunks)
+            # How many values there are shows when a chunk is made: one stands for the others.
+            chunk = int(np.argmax(np.array(self.X.chunks[0]) > 0))
+            (part,) = self.X.to_delayed(optimize_graph=True)[chunk]
+            row_nbytes = delayed(csr_nbytes)(part).compute() / self.X.chunks[0][chunk]
+        return tuple(int(n) * row_nbytes for n in self.X.chunks[0])
 
     @property
     def arrays(self) -> tuple[da.Array, ...]:
         """The arrays that there are: X, y, and weights if any."""
         return tuple(a for a in (self.X, self.y, self.sample_weight) if a is not None)
 
-    def parts(self) -> list[tuple[Delayed, ...]]:
-        """The chunks of X, y and, if any, weights of each block, lazy, under their own keys."""
+    def chunks(self) -> list[tuple[Delayed, ...]]:
+        """The chunks of X, y and, if any, weights, lazy, under their own keys."""
         columns = [array.to_delayed(optimize_graph=True).ravel() for array in self.arrays]
         return list(zip(*columns, strict=True))
 
@@ -201,16 +284,24 @@ class DaskSource:
         )
 
     def loaders(self) -> list[BlockLoader]:
-        """One loader a block, each with no more of the graph than it needs."""
-        parts = self.parts()
+        """One loader a block."""
+        whole = self.chunk_loaders()
+        return [
+            whole[cut.chunk] if cut.rows == WHOLE else PartLoader(whole[cut.chunk], cut)
+            for cut in self.cuts
+        ]
+
+    def chunk_loaders(self) -> list[BlockLoader]:
+        """One loader a chunk, each with no more of the graph than it needs."""
+        chunks = self.chunks()
         if self.is_on_cluster:
-            return [FetchLoader(part) for part in parts]
+            return [FetchLoader(chunk) for chunk in chunks]
         graph = {
-            key: task for part in parts[0] for key, task in dict(part.__dask_graph__()).items()
+            key: task for part in chunks[0] for key, task in dict(part.__dask_graph__()).items()
         }
         loaders: list[BlockLoader] = []
-        for block in parts:
-            keys = tuple(part.key for part in block)
+        for chunk in chunks:
+            keys = tuple(part.key for part in chunk)
             own, _ = cull(graph, list(keys))
             loaders.append(GraphLoader(dict(own), keys))
         return loaders
@@ -228,13 +319,14 @@ def dask_source(
     Parameters
     ----------
     X : dask array of shape (n, p)
-        Its row chunks are the blocks; column chunks are joined.
+        Its row chunks are the blocks, or several blocks where they are large; column chunks are
+        joined.
     y, sample_weight : dask array of shape (n,)
         Rechunked to the rows of X where they are cut otherwise.
     feature_names : tuple of str or None
         None makes them up.
     known_nbytes : tuple of float or None
-        Bytes of X of each block, where they are known.
+        Bytes of X of each chunk, where they are known.
 
     Raises
     ------

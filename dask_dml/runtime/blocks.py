@@ -8,20 +8,35 @@ from.
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
 from dask.delayed import Delayed
 from distributed import Client, Future, futures_of, get_worker
 
-from dask_dml.data.source import BlockLoader, DaskSource, GraphLoader, RawBlock, Source
+from dask_dml.data.source import (
+    WHOLE,
+    BlockLoader,
+    Cut,
+    DaskSource,
+    GraphLoader,
+    PartLoader,
+    RawBlock,
+    Rows,
+    Source,
+    block_rows,
+    joined,
+    rows_of,
+)
 from dask_dml.errors import ClusterError
 from dask_dml.objective import Statistics, Survey
 from dask_dml.objective.survey import BlockEncoder, Encoder, TargetEncoder
 from dask_dml.runtime.keys import itself
-from dask_dml.runtime.placement import keepable
+from dask_dml.runtime.placement import keepable, runs
+from dask_dml.runtime.resident import BlockKeys
 from dask_dml.runtime.roster import address_of
 from dask_dml.runtime.shard import (
     EncodedBlock,
@@ -66,10 +81,13 @@ class Blocks(Protocol):
         Worker of each block.
     is_resident : bool
         Whether blocks stay in the workers' memory.
+    joined : frozenset of int
+        Blocks that are read with the one before them.
     """
 
     placed: dict[int, str]
     is_resident: bool
+    joined: frozenset[int]
 
     def encode(self, encoder: Encoder) -> None:
         """Prepare targets and weights for the rounds."""
@@ -99,8 +117,8 @@ class Blocks(Protocol):
         """The function of a round's task, and what it takes after the work."""
         ...
 
-    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
-        """Under which X and the encoded target of each block are on the cluster, if they stay."""
+    def keys(self) -> Sequence[BlockKeys]:
+        """Where each block is on the cluster, if they stay."""
         ...
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
@@ -130,8 +148,9 @@ class StreamedBlocks:
     source : Source
     key : callable
         Makes the key of a task of this run from a name and numbers.
-    room_bytes : mapping of str to float
-        What blocks that stay may take of each worker's memory.
+    room_bytes : callable
+        From the most bytes that are read at once, what blocks that stay may take of each worker's
+        memory.
     """
 
     is_resident = False
@@ -141,13 +160,17 @@ class StreamedBlocks:
         client: Client,
         source: Source,
         key: Callable[..., Hashable],
-        room_bytes: Mapping[str, float],
+        room_bytes: Callable[[float], Mapping[str, float]],
     ) -> None:
         self._client = client
         self._key = key
-        self._room_bytes = room_bytes
         self._nbytes = source.block_nbytes
         self._loaders = source.loaders()
+        self.joined = joined(self._loaders)
+        read = runs(range(len(self._nbytes)), self.joined)
+        self._room_bytes = room_bytes(
+            max(sum(self._nbytes[block] for block in run) for run in read)
+        )
         self._encoder: Encoder = TargetEncoder()
         self._serial = itertools.count()
         self._kept: dict[int, _Kept] = {}
@@ -164,13 +187,26 @@ class StreamedBlocks:
         """Say who reads what, and, the first time, what stays; how many cannot stay any more."""
         is_first = not self.placed
         self.placed = place({block: [kept.worker] for block, kept in self._kept.items()})
+        for block in sorted(self.joined):
+            self.placed[block] = self.placed[block - 1]
         if is_first:
-            for block in sorted(keepable(self._nbytes, self.placed, self._room_bytes)):
-                raw = self._make(self._loaders[block], name="load", block=block)
-                self._kept[block] = _Kept(self.placed[block], raw)
+            stay = keepable(self._nbytes, self.placed, self._room_bytes, self.joined)
+            for run in runs(stay, self.joined):
+                self._keep(run)
             return 0
         moved = {b for b, kept in self._kept.items() if kept.worker != self.placed[b]}
         return len(self._let_go(moved))
+
+    def _keep(self, blocks: Sequence[int]) -> None:
+        """Have blocks that are read together stay."""
+        first = self._loaders[blocks[0]]
+        whole = first.whole if isinstance(first, PartLoader) else first
+        read = self._make(whole, name="load", block=blocks[0])
+        for block in blocks:
+            loader, raw = self._loaders[block], read
+            if isinstance(loader, PartLoader):
+                raw = self._make(block_rows, read, loader.cut.rows, name="made", block=block)
+            self._kept[block] = _Kept(self.placed[block], raw)
 
     def _make(
         self, function: Callable[..., T], *arguments: Any, name: str, block: int
@@ -221,7 +257,7 @@ class StreamedBlocks:
         encoders = [self._encoder.of_block(block) for block in numbers]
         return _round_streamed, ([self._now(block) for block in numbers], encoders)
 
-    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
+    def keys(self) -> Sequence[BlockKeys]:
         """None."""
         return ()
 
@@ -237,11 +273,12 @@ class StreamedBlocks:
 
 @dataclass(frozen=True)
 class _Held:
-    """Futures of one block on the cluster."""
+    """One block on the cluster: the futures of a chunk, and which of its rows."""
 
     X: Future[Any]
     y: Future[Any]
     sample_weight: Future[Any] | None
+    rows: Rows = WHOLE
 
     @property
     def futures(self) -> tuple[Future[Any], ...]:
@@ -264,6 +301,7 @@ class HeldBlocks:
     """
 
     is_resident = True
+    joined: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -279,6 +317,11 @@ class HeldBlocks:
         self._keeper = keeper
         self._replicas = replicas
         self._serial = itertools.count()
+        self._cuts = (
+            source.cuts
+            if isinstance(source, DaskSource)
+            else [Cut(block, WHOLE) for block in range(len(source.row_chunks))]
+        )
         self._held: list[_Held] = []
         self._targets: list[Future[Any]] = []
         self._encoder: Encoder = TargetEncoder()
@@ -303,38 +346,48 @@ class HeldBlocks:
         return 0
 
     def _find(self, source: DaskSource, place: Place) -> None:
-        parts = source.parts()
+        chunks = source.chunks()
         futures = {future.key: future for future in futures_of(source.arrays)}
         self._check_here(futures.values())
         self._others = dict(futures)
-        found = {
-            block: futures[part[0].key]
-            for block, part in enumerate(parts)
-            if part[0].key in futures
-        }
-        graph = dict(parts[0][0].__dask_graph__())
-        origins = {
-            block: origin
-            for block, part in enumerate(parts)
-            if (origin := _made_from(graph, part[0].key, futures)) is not None
-        }
-        self.placed = place(self._holders(origins))
+        graph = dict(chunks[0][0].__dask_graph__())
+        origins = [_made_from(graph, chunk[0].key, futures) for chunk in chunks]
+        self.placed = place(
+            self._holders(
+                {
+                    block: origin
+                    for block, cut in enumerate(self._cuts)
+                    if (origin := origins[cut.chunk]) is not None
+                }
+            )
+        )
+        home = self._homes(self.placed)
         missing: dict[str, list[Delayed]] = {}
-        for block, worker in self.placed.items():
-            absent = [part for part in parts[block] if part.key not in futures]
+        for chunk, worker in home.items():
+            absent = [part for part in chunks[chunk] if part.key not in futures]
             missing.setdefault(worker, []).extend(absent)
         for worker, absent in missing.items():
             if absent:
                 made = self._client.persist(absent, workers=[worker], allow_other_workers=True)
                 self._own.update((future.key, future) for future in futures_of(made))
-        futures |= self._own
+        here = futures | self._own
         self._held = [
-            _Held(*(futures[part.key] for part in block), *[None] * (3 - len(block)))
-            for block in parts
+            _Held(here[X.key], here[y.key], here[weight[0].key] if weight else None, cut.rows)
+            for cut in self._cuts
+            for X, y, *weight in (chunks[cut.chunk],)
         ]
         if self._replicas > 1 and self._others:
             self._hold_twice()
-        self._move_to_place(self._holders(found))
+        found = {b: held.X for b, held in enumerate(self._held) if held.X.key in futures}
+        made_at = {block: (home[cut.chunk],) for block, cut in enumerate(self._cuts)}
+        self._move_to_place(made_at | self._holders(found))
+
+    def _homes(self, blocks: Iterable[int]) -> dict[int, str]:
+        """Where the chunk of each block is made: with most of these blocks."""
+        placed: dict[int, list[str]] = {}
+        for block in blocks:
+            placed.setdefault(self._cuts[block].chunk, []).append(self.placed[block])
+        return {chunk: statistics.mode(workers) for chunk, workers in placed.items()}
 
     def _hold_twice(self) -> None:
         made = self._keeper.recipe(self._others)
@@ -366,14 +419,14 @@ class HeldBlocks:
         )
 
     def _keep(
-        self, function: Callable[..., Any], *arguments: Any, name: str, block: int
+        self, function: Callable[..., Any], *arguments: Any, name: str, block: int, worker: str = ""
     ) -> Future[Any]:
-        """Have something made on a block's worker that stays until it is released."""
+        """Have something made on a worker, the block's if none is named, that stays."""
         future: Future[Any] = self._client.submit(
             function,
             *arguments,
             key=self._key(name, block, next(self._serial)),
-            workers=[self.placed[block]],
+            workers=[worker or self.placed[block]],
             allow_other_workers=True,
             pure=False,
         )
@@ -386,14 +439,9 @@ class HeldBlocks:
         self._targets = [self._encoded(block) for block in range(len(self._held))]
 
     def _encoded(self, block: int) -> Future[Any]:
-        held = self._held[block]
-        return self._keep(
-            self._encoder.of_block(block).encode,
-            held.y,
-            held.sample_weight,
-            name="target",
-            block=block,
-        )
+        held, encoder = self._held[block], self._encoder.of_block(block)
+        arguments = held.y, held.sample_weight, held.rows
+        return self._keep(_target, encoder, *arguments, name="target", block=block)
 
     # -- having them elsewhere --------------------------------------------------------------
 
@@ -407,14 +455,18 @@ class HeldBlocks:
 
     def remake(self, blocks: Collection[int], worker: str, suspects: Collection[str]) -> set[int]:
         """Make blocks again on a worker where only suspects have them; which those were."""
-        lacking, _ = self._lacking(blocks, suspects)
+        # With all that is lacking of their chunks, which would be made once more for it.
+        chunks = {self._cuts[block].chunk for block in blocks}
+        related = [block for block, cut in enumerate(self._cuts) if cut.chunk in chunks]
+        lacking, _ = self._lacking(related, suspects)
         self.placed |= dict.fromkeys(lacking, worker)
         return self._make(lacking)
 
     def can_run(self, blocks: Collection[int], suspects: Collection[str]) -> bool:
         """Whether blocks are there, or can be made, without the suspects."""
         lacking, _ = self._lacking(blocks, suspects)
-        return len(self._loaders_of(lacking)) == len(lacking)
+        chunks = {self._cuts[block].chunk for block in lacking}
+        return len(self._loaders_of(chunks)) == len(chunks)
 
     def kept_by(self, blocks: Collection[int], suspects: Collection[str]) -> str:
         """A suspect that alone has some of these blocks; empty if there is none."""
@@ -438,46 +490,57 @@ class HeldBlocks:
         return [block for block in blocks if is_lacking(block)], holders
 
     def _make(self, blocks: Sequence[int]) -> set[int]:
-        loaders = self._loaders_of(blocks)
-        for block, loader in loaders.items():
-            for future in self._held[block].futures:
-                self._let_go(future)
-            if isinstance(self._source, DaskSource):
-                raw = self._keep(loader, name="load", block=block)
-                X, y, weight = (
-                    self._keep(itemgetter(i), raw, name=f"made-{name}", block=block)
-                    for i, name in enumerate(("X", "y", "weight"))
-                )
-                self._let_go(raw)
-                has_weight = self._held[block].sample_weight is not None
-                self._held[block] = _Held(X, y, weight if has_weight else None)
-            else:
-                self._held[block] = self._send(block, loader())
+        home = self._homes(blocks)
+        loaders = self._loaders_of(home)
+        made: dict[int, _Held] = {}
+        again = {block for block in blocks if self._cuts[block].chunk in loaders}
+        for block in sorted(again):
+            chunk, rows = self._cuts[block]
+            if chunk not in made:
+                made[chunk] = self._made(loaders[chunk], block, home[chunk])
+            self._held[block] = replace(made[chunk], rows=rows)
+            if self.placed[block] != home[chunk]:
+                self._bring(block, home[chunk])
             if self._targets:
-                self._let_go(self._targets[block])
                 self._targets[block] = self._encoded(block)
-        return set(loaders)
+        self._sweep()
+        return again
 
-    def _loaders_of(self, blocks: Sequence[int]) -> dict[int, BlockLoader]:
-        """How blocks are made from what they come from, of those of which that is known."""
-        unknown = [block for block in blocks if block not in self._loaders]
-        if unknown and isinstance(self._source, DaskSource) and self._source.is_on_cluster:
-            self._loaders |= self._loaders_by_recipe(self._source, unknown)
+    def _made(self, loader: BlockLoader, block: int, worker: str) -> _Held:
+        """Have a chunk made again that begins with a block, or is it."""
+        if not isinstance(self._source, DaskSource):
+            return self._send(block, loader())
+        raw = self._keep(loader, name="load", block=block, worker=worker)
+        X, y, weight = (
+            self._keep(itemgetter(i), raw, name=f"made-{name}", block=block, worker=worker)
+            for i, name in enumerate(("X", "y", "weight"))
+        )
+        has_weight = self._held[block].sample_weight is not None
+        return _Held(X, y, weight if has_weight else None)
+
+    def _loaders_of(self, chunks: Collection[int]) -> dict[int, BlockLoader]:
+        """How chunks are made from what they come from, of those of which that is known."""
+        unknown = [chunk for chunk in chunks if chunk not in self._loaders]
+        if unknown and isinstance(self._source, DaskSource):
+            if self._source.is_on_cluster:
+                self._loaders |= self._loaders_by_recipe(self._source, unknown)
+            else:
+                self._loaders = dict(enumerate(self._source.chunk_loaders()))
         elif unknown:
             self._loaders = dict(enumerate(self._source.loaders()))
-        return {block: self._loaders[block] for block in blocks if block in self._loaders}
+        return {chunk: self._loaders[chunk] for chunk in chunks if chunk in self._loaders}
 
     def _loaders_by_recipe(
-        self, source: DaskSource, blocks: Sequence[int]
+        self, source: DaskSource, numbers: Sequence[int]
     ) -> dict[int, BlockLoader]:
-        parts = source.parts()
-        graph = dict(parts[0][0].__dask_graph__())
+        chunks = source.chunks()
+        graph = dict(chunks[0][0].__dask_graph__())
         recipes = self._keeper.recipe(self._others)
         loaders: dict[int, BlockLoader] = {}
-        for block in blocks:
-            keys = tuple(part.key for part in parts[block])
+        for number in numbers:
+            keys = tuple(part.key for part in chunks[number])
             if (own := _joined(graph, keys, recipes)) is not None:
-                loaders[block] = GraphLoader(own, keys)
+                loaders[number] = GraphLoader(own, keys)
         return loaders
 
     def _holders(
@@ -486,7 +549,7 @@ class HeldBlocks:
         """Workers on which blocks are, once they have been made."""
         if not blocks:
             return {}
-        futures = list(blocks.values())
+        futures = list({future.key: future for future in blocks.values()}.values())
         if not suspects:
             # One that was lost for good fails the next round, which says which it is; so does one
             # that nobody is left to make.
@@ -501,24 +564,39 @@ class HeldBlocks:
             if self.placed[block] in where or not where:
                 continue
             moved += 1
-            held = self._held[block]
-            X = self._move("X", block, held.X)
-            self._held[block] = _Held(X, held.y, held.sample_weight)
+            self._bring(block, where[0])
             if self._targets:
-                self._targets[block] = self._move("target", block, self._targets[block])
+                target = self._targets[block]
+                self._targets[block] = self._keep(itself, target, name="move-target", block=block)
+        self._sweep()
         return moved
 
-    def _move(self, name: str, block: int, future: Future[Any]) -> Future[Any]:
-        copy = self._keep(itself, future, name=f"move-{name}", block=block)
-        # The scheduler keeps how it was made; the copy alone stays in memory.
-        self._let_go(future)
-        return copy
+    def _bring(self, block: int, worker: str) -> None:
+        """Copy a block to its place from a worker that has its chunk: its rows and no others."""
+        held = self._held[block]
+        if held.rows != WHOLE:
 
-    def _let_go(self, future: Future[Any]) -> None:
-        """Release a future if it is ours; what others hold stays."""
-        # Not left to the collector: a traceback that somebody keeps would keep it.
-        if (own := self._own.pop(future.key, None)) is not None:
-            own.release()
+            def cut(name: str, chunk: Future[Any]) -> Future[Any]:
+                name = f"cut-{name}"
+                return self._keep(rows_of, chunk, held.rows, name=name, block=block, worker=worker)
+
+            weight = held.sample_weight
+            held = _Held(
+                cut("X", held.X),
+                cut("y", held.y),
+                None if weight is None else cut("weight", weight),
+            )
+        X = self._keep(itself, held.X, name="move-X", block=block)
+        self._held[block] = replace(held, X=X)
+
+    def _sweep(self) -> None:
+        """Release what is ours and no block needs any more; what others hold stays."""
+        # The scheduler keeps how copies were made. Not left to the collector: a traceback that
+        # somebody keeps would keep futures.
+        needed = {future.key for held in self._held for future in held.futures}
+        needed |= {target.key for target in self._targets}
+        for key in self._own.keys() - needed:
+            self._own.pop(key).release()
 
     # -- using them -------------------------------------------------------------------------
 
@@ -526,17 +604,19 @@ class HeldBlocks:
         """Survey what is held."""
         held = [self._held[block] for block in numbers]
         X, y = [block.X for block in held], [block.y for block in held]
-        return _survey_held, (X, y, [block.sample_weight for block in held])
+        weights = [block.sample_weight for block in held]
+        return _survey_held, (X, y, weights, [block.rows for block in held])
 
     def round_task(self, numbers: Sequence[int]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Add up over what is held."""
         X = [self._held[block].X for block in numbers]
-        return _round_held, (X, [self._targets[block] for block in numbers])
+        rows = [self._held[block].rows for block in numbers]
+        return _round_held, (X, rows, [self._targets[block] for block in numbers])
 
-    def keys(self) -> Sequence[tuple[Hashable, Hashable]]:
-        """Under which X and the encoded target of each block are on the cluster."""
+    def keys(self) -> Sequence[BlockKeys]:
+        """Where each block is on the cluster."""
         pairs = zip(self._held, self._targets, strict=True)
-        return [(held.X.key, target.key) for held, target in pairs]
+        return [BlockKeys(held.X.key, target.key, held.rows) for held, target in pairs]
 
     def held_in(self, keys: Collection[Hashable]) -> set[int]:
         """Blocks to which these keys belong."""
@@ -594,6 +674,11 @@ def _joined(
     return joined
 
 
+def _target(encoder: BlockEncoder, y: Any, sample_weight: Any, rows: Rows) -> tuple[Any, ...]:
+    weight = None if sample_weight is None else rows_of(sample_weight, rows)
+    return encoder.encode(rows_of(y, rows), weight)
+
+
 def _survey_held(
     n_blocks: int,
     numbers: Sequence[int],
@@ -601,15 +686,22 @@ def _survey_held(
     X: list[Any],
     y: list[Any],
     sample_weight: list[Any],
+    rows: list[Rows],
 ) -> ShardResult[Survey]:
-    blocks = map(RawBlock, X, y, sample_weight)
+    blocks = map(block_rows, map(RawBlock, X, y, sample_weight), rows)
     return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
 
 
 def _round_held(
-    n_blocks: int, numbers: Sequence[int], work: RoundWork, X: list[Any], targets: list[Any]
+    n_blocks: int,
+    numbers: Sequence[int],
+    work: RoundWork,
+    X: list[Any],
+    rows: list[Rows],
+    targets: list[Any],
 ) -> ShardResult[Statistics]:
-    blocks = (EncodedBlock(x, *target) for x, target in zip(X, targets, strict=True))
+    parts = map(rows_of, X, rows)
+    blocks = (EncodedBlock(x, *target) for x, target in zip(parts, targets, strict=True))
     return run_shard(n_blocks, numbers, work, blocks, get_worker().address)
 
 

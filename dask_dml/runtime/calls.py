@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from dask_dml.faults.attempts import STRAGGLER_S
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.relay import Answer, Call, joined
-from dask_dml.runtime.resident import ResidentShard
+from dask_dml.runtime.resident import BlockKeys, ResidentShard
 from dask_dml.runtime.shard import SentWork
 from dask_dml.runtime.waiting import in_loop, is_connected
 
@@ -90,7 +90,7 @@ class Calls:
         work: SentWork[Any, Any],
         usual_s: float,
         cut: Sequence[tuple[str, tuple[int, ...]]],
-        keys: Sequence[tuple[Hashable, Hashable]],
+        keys: Sequence[BlockKeys],
     ) -> Callable[[], Answer] | None:
         """Have the workers know their shards, and be ready to call them.
 
@@ -101,8 +101,8 @@ class Calls:
             How long such a round usually takes; what takes much longer is not waited for.
         cut : sequence of (worker, blocks)
             The shards.
-        keys : sequence of (key, key)
-            Under which X and the encoded target of each block are on the cluster.
+        keys : sequence of BlockKeys
+            Where each block is.
 
         Returns
         -------
@@ -114,7 +114,7 @@ class Calls:
     def _is_ordered(
         self,
         cut: Sequence[tuple[str, tuple[int, ...]]],
-        keys: Sequence[tuple[Hashable, Hashable]],
+        keys: Sequence[BlockKeys],
     ) -> bool:
         order = [
             (worker, ResidentShard(number, blocks, tuple(keys[block] for block in blocks)))

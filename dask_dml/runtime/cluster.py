@@ -124,7 +124,7 @@ class ClusterExecutor:
             if resident:
                 self._blocks = HeldBlocks(client, source, key, self._monitor, policy.replicas)
             else:
-                self._blocks = StreamedBlocks(client, source, key, self._room_bytes())
+                self._blocks = StreamedBlocks(client, source, key, self._room_bytes)
             opened.callback(self._blocks.release)
             self._run = Run(
                 client,
@@ -200,10 +200,10 @@ class ClusterExecutor:
             )
         return False
 
-    def _room_bytes(self) -> dict[str, float]:
+    def _room_bytes(self, read_nbytes: float) -> dict[str, float]:
         """What the blocks that stay may take of each worker, where not all can stay."""
         # Those that are read ahead also have their encoded bytes, and freed buffers linger.
-        in_use = 2 * (READ_AHEAD + 1) * max(self._block_nbytes)
+        in_use = 2 * (READ_AHEAD + 1) * read_nbytes
         return {
             worker: max(RESIDENT_SHARE * (limit - _PROCESS_BYTES) - threads * in_use, 0.0)
             for worker, limit in self._roster.memory_limits().items()
@@ -232,7 +232,7 @@ class ClusterExecutor:
         """The shards of the next round: worker and blocks of each."""
         placed = self._blocks.placed
         per_worker = self._speeds.shards(self._roster.threads, placed)
-        return shards(placed, self._block_nbytes, per_worker)
+        return shards(placed, self._block_nbytes, per_worker, self._blocks.joined)
 
     # -- rounds -----------------------------------------------------------------------------
 

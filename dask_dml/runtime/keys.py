@@ -12,7 +12,7 @@ Key = tuple[str | int, ...]
 
 _OURS = "dml-"
 # How the keys of tasks begin that make one block.
-_BLOCK_TASKS = tuple(f"{_OURS}{name}" for name in ("load", "made", "send", "move", "target"))
+_BLOCK_TASKS = tuple(f"{_OURS}{name}" for name in ("load", "made", "send", "cut", "move", "target"))
 
 
 def new_run_id() -> str:

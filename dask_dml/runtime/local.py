@@ -7,17 +7,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from itertools import chain
 from typing import TypeVar
 
 import psutil
 
-from dask_dml.data.source import RawBlock, Source
+from dask_dml.data.source import RawBlock, Source, joined
 from dask_dml.faults import FaultEvent
 from dask_dml.objective import Request, Statistics, Survey, TargetKind, TreeSum
 from dask_dml.objective.folds import FoldWiseRequest, FoldWiseSums
 from dask_dml.objective.survey import Encoder, TargetEncoder
 from dask_dml.runtime.core import RoundResult, Stopwatch
-from dask_dml.runtime.placement import keepable
+from dask_dml.runtime.placement import keepable, runs
 from dask_dml.runtime.shard import (
     Contribution,
     EncodedBlock,
@@ -70,7 +71,9 @@ class LocalExecutor:
             memory_bytes = int(psutil.virtual_memory().available // 2)
         self._loaders = source.loaders()
         placed = dict.fromkeys(range(self._n_blocks), _WORKER)
-        self._stay = sorted(keepable(source.block_nbytes, placed, {_WORKER: memory_bytes}))
+        self._joined = joined(self._loaders)
+        room = {_WORKER: memory_bytes}
+        self._stay = sorted(keepable(source.block_nbytes, placed, room, self._joined))
         self._raw: dict[int, RawBlock] = {}
         self._encoded: dict[int, EncodedBlock] = {}
         self._encoder: Encoder = TargetEncoder()
@@ -111,8 +114,9 @@ class LocalExecutor:
     def _load(self) -> None:
         """Load the blocks that stay, once."""
         if not self._raw:
-            loaded = self._map(lambda block: self._loaders[block](), self._stay)
-            self._raw = dict(zip(self._stay, loaded, strict=True))
+            blocks = self._raw_blocks
+            loaded = self._map(lambda run: list(blocks(run)), runs(self._stay, self._joined))
+            self._raw = dict(zip(self._stay, chain.from_iterable(loaded), strict=True))
 
     def _map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         # In the caller's context, where a block's own code may look for its client or worker.
@@ -130,11 +134,13 @@ class LocalExecutor:
         self, work: SentWork[B, C], blocks: Callable[[Sequence[int]], Iterable[B]]
     ) -> RoundResult[C]:
         watch = Stopwatch()
-        n_shards = min(self._n_blocks, _SHARDS_A_THREAD * self._n_threads)
-        edges = [shard * self._n_blocks // n_shards for shard in range(n_shards + 1)]
+        # What is read is read once; what is there can be shared by all threads.
+        together = runs(range(self._n_blocks), self._joined - set(self._stay))
+        n_shards = min(len(together), _SHARDS_A_THREAD * self._n_threads)
+        edges = [shard * len(together) // n_shards for shard in range(n_shards + 1)]
 
         def run(shard: int) -> ShardResult[C]:
-            numbers = range(edges[shard], edges[shard + 1])
+            numbers = list(chain.from_iterable(together[edges[shard] : edges[shard + 1]]))
             return run_shard(self._n_blocks, numbers, work, blocks(numbers), _WORKER)
 
         total: TreeSum[C] = TreeSum(self._n_blocks)

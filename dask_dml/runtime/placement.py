@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # A worker may have this much more than its share before blocks are moved away from it.
-TOLERANCE = 1.1
+TOLERANCE = 1.05
 # A shard takes about as long as this, and a thread has no more shards than that.
 SHARD_S = 0.5
 MOST_SHARDS = 4
@@ -36,7 +36,7 @@ def place(
     Returns
     -------
     dict of int to str
-        Worker of each block. The busiest worker is within a tenth of its share, or cannot be
+        Worker of each block. The busiest worker is within a twentieth of its share, or cannot be
         made less busy by giving away one block, or further moves would not pay.
 
     Raises
@@ -88,7 +88,10 @@ def place(
 
 
 def keepable(
-    block_nbytes: Sequence[float], placed: Mapping[int, str], room_bytes: Mapping[str, float]
+    block_nbytes: Sequence[float],
+    placed: Mapping[int, str],
+    room_bytes: Mapping[str, float],
+    joined: Collection[int] = (),
 ) -> set[int]:
     """Choose blocks that stay with their workers where not all can.
 
@@ -100,6 +103,8 @@ def keepable(
         Worker of each block.
     room_bytes : mapping of str to float
         What the blocks of a worker may take of its memory; nothing where it is missing.
+    joined : collection of int
+        Blocks that are read with the one before them, and stay with it.
 
     Returns
     -------
@@ -109,15 +114,34 @@ def keepable(
     """
     chosen = set()
     for worker, room in room_bytes.items():
-        own = sorted(block for block, at in placed.items() if at == worker)
-        share = min(room / max(sum(block_nbytes[block] for block in own), 1.0), 1.0)
+        own = runs((block for block, at in placed.items() if at == worker), joined)
+        nbytes = [sum(block_nbytes[block] for block in run) for run in own]
+        share = min(room / max(sum(nbytes), 1.0), 1.0)
         passed = kept = 0.0
-        for block in own:
-            passed += block_nbytes[block]
-            if kept + block_nbytes[block] <= share * passed:
-                kept += block_nbytes[block]
-                chosen.add(block)
+        for run, run_nbytes in zip(own, nbytes, strict=True):
+            passed += run_nbytes
+            if kept + run_nbytes <= share * passed:
+                kept += run_nbytes
+                chosen.update(run)
     return chosen
+
+
+def runs(blocks: Iterable[int], joined: Collection[int]) -> list[list[int]]:
+    """Put blocks in order, together where they are read together.
+
+    Parameters
+    ----------
+    blocks : iterable of int
+    joined : collection of int
+        Blocks that are read with the one before them.
+    """
+    found: list[list[int]] = []
+    for block in sorted(blocks):
+        if block in joined and found and found[-1][-1] == block - 1:
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return found
 
 
 def _fill(
@@ -187,7 +211,10 @@ def shards_a_thread(thread_s: float) -> int:
 
 
 def shards(
-    placed: Mapping[int, str], block_nbytes: Sequence[float], per_worker: Mapping[str, int]
+    placed: Mapping[int, str],
+    block_nbytes: Sequence[float],
+    per_worker: Mapping[str, int],
+    joined: Collection[int] = (),
 ) -> list[tuple[str, tuple[int, ...]]]:
     """Cut each worker's blocks into shards, the units of scheduling.
 
@@ -198,6 +225,8 @@ def shards(
     block_nbytes : sequence of float
     per_worker : mapping of str to int
         Most shards of each worker.
+    joined : collection of int
+        Blocks that are read with the one before them, and are in its shard.
 
     Returns
     -------
@@ -214,13 +243,13 @@ def shards(
         shard: list[int] = []
         done = 0.0
         n_cut = 0
-        for block in blocks:
-            middle = done + block_nbytes[block] / 2
-            if shard and middle > target * (n_cut + 1):
+        for run in runs(blocks, joined):
+            nbytes = sum(block_nbytes[block] for block in run)
+            if shard and done + nbytes / 2 > target * (n_cut + 1):
                 cut.append((worker, tuple(shard)))
                 shard = []
                 n_cut += 1
-            shard.append(block)
-            done += block_nbytes[block]
+            shard.extend(run)
+            done += nbytes
         cut.append((worker, tuple(shard)))
     return cut

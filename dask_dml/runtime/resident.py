@@ -12,16 +12,33 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import Status, Worker
 from distributed.protocol.pickle import dumps, loads
 
+from dask_dml.data.source import Rows, rows_of
 from dask_dml.objective import TreeSum
 from dask_dml.runtime.relay import Answer, Call
 from dask_dml.runtime.shard import EncodedBlock, ShardResult, run_shard
 
 logger = logging.getLogger(__name__)
+
+
+class BlockKeys(NamedTuple):
+    """Where a block is in a worker's memory.
+
+    Attributes
+    ----------
+    X, target : hashable
+        Keys of the chunk of X and of the encoded target.
+    rows : Rows
+        Those of the chunk that are the block.
+    """
+
+    X: Hashable
+    target: Hashable
+    rows: Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +50,13 @@ class ResidentShard:
     number : int
         Of the shard, in the run.
     blocks : tuple of int
-    keys : tuple of (key, key)
-        Under which each block's X and encoded target are in the worker's memory.
+    keys : tuple of BlockKeys
+        Of each block.
     """
 
     number: int
     blocks: tuple[int, ...]
-    keys: tuple[tuple[Hashable, Hashable], ...]
+    keys: tuple[BlockKeys, ...]
 
 
 class Resident:
@@ -105,7 +122,10 @@ class Resident:
             if call.run not in self._orders:
                 raise KeyError(f"run {call.run} is over")
             data: MutableMapping[Any, Any] = self._worker.data
-            blocks = [EncodedBlock(data[X], *data[target]) for X, target in shard.keys]
+            blocks = [
+                EncodedBlock(rows_of(data[X], rows), *data[target])
+                for X, target, rows in shard.keys
+            ]
             key = ("dml-call", call.run, shard.number, next(self._serial))
             self._changed(key, "ready", "executing")
             try:

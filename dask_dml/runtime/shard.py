@@ -12,7 +12,14 @@ from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_dml.data.source import BlockLoader, RawBlock
+from dask_dml.data.source import (
+    WHOLE,
+    BlockLoader,
+    PartLoader,
+    RawBlock,
+    block_rows,
+    follows,
+)
 from dask_dml.objective import (
     Request,
     Statistics,
@@ -219,21 +226,33 @@ def read_ahead(blocks: Iterable[T | BlockLoader]) -> Iterator[T | RawBlock]:
     store that takes long to answer has two requests, and decoding has two cores if there are any.
     """
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="dml-read-ahead") as readers:
-        coming: deque[T | Future[RawBlock]] = deque()
+        coming: deque[tuple[list[T | BlockLoader], Future[RawBlock] | None]] = deque()
         for block in blocks:
+            if coming and follows(block, coming[-1][0][-1]):
+                coming[-1][0].append(block)
+                continue
+            reading = None
             if not isinstance(block, tuple):
+                loader = block.whole if isinstance(block, PartLoader) else block
                 # In the context of this task, in which a block's own code may ask for its worker.
-                coming.append(readers.submit(copy_context().run, block))
-            else:
-                coming.append(block)
-            if len(coming) > READ_AHEAD:
-                yield _come(coming.popleft())
+                reading = readers.submit(copy_context().run, loader)
+            if len(coming) > READ_AHEAD - 1:
+                yield from _come(*coming.popleft())
+            coming.append(([block], reading))
         while coming:
-            yield _come(coming.popleft())
+            yield from _come(*coming.popleft())
 
 
-def _come(block: T | Future[RawBlock]) -> T | RawBlock:
-    return block.result() if isinstance(block, Future) else block
+def _come(
+    blocks: Iterable[T | BlockLoader], reading: Future[RawBlock] | None
+) -> Iterator[T | RawBlock]:
+    """The blocks that come with one reading."""
+    for block in blocks:
+        if isinstance(block, tuple):
+            yield block
+        elif reading is not None:
+            rows = block.cut.rows if isinstance(block, PartLoader) else WHOLE
+            yield block_rows(reading.result(), rows)
 
 
 def encoded_block(block: RawBlock, encoder: BlockEncoder) -> EncodedBlock:

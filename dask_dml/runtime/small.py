@@ -17,7 +17,14 @@ from typing import Any
 import dask
 from distributed import Client, wait
 
-from dask_dml.data.source import BlockLoader, DaskSource, RawBlock, Source, raw_block
+from dask_dml.data.source import (
+    BlockLoader,
+    DaskSource,
+    RawBlock,
+    Source,
+    block_rows,
+    raw_block,
+)
 from dask_dml.runtime.config import current_client, is_in_task
 from dask_dml.runtime.waiting import in_loop
 
@@ -76,15 +83,16 @@ def brought_here(source: Source) -> Source | None:
 
 
 def _fetched(source: DaskSource, client: Client) -> Source | None:
-    parts = source.parts()
-    fetching = in_loop(client, _fetch(client, [part for block in parts for part in block]))
+    chunks = source.chunks()
+    fetching = in_loop(client, _fetch(client, [part for chunk in chunks for part in chunk]))
     values = fetching.result()
     if values is None:
         # What went wrong is found again, and told, by the fit on the cluster.
         logger.info("a small problem stays on the cluster: its rows did not come")
         return None
     column = iter(values)
-    blocks = [raw_block([next(column) for _ in block]) for block in parts]
+    fetched = [raw_block([next(column) for _ in chunk]) for chunk in chunks]
+    blocks = [block_rows(fetched[cut.chunk], cut.rows) for cut in source.cuts]
     return FetchedSource(blocks, source.feature_names, source.row_chunks, source.block_nbytes)
 
 

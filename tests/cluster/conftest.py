@@ -16,7 +16,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster, Status
+from distributed import Client, LocalCluster, Status, wait
 
 import dask_dml as dml
 from dask_dml.data.layout import BlockGrid
@@ -156,6 +156,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dask_dml.estimator.choose_grid", choose)
 
 
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have chunks split into a dozen blocks or more, however small they are."""
+    monkeypatch.setattr("dask_dml.data.layout.SMALL_BLOCK_BYTES", 1)
+
+
 class Problem:
     """Rows and targets of every kind, from one seed."""
 
@@ -176,6 +182,20 @@ class Problem:
 @pytest.fixture(scope="session")
 def problem() -> Problem:
     return Problem()
+
+
+@pytest.fixture
+def few(client: Client, problem: Problem) -> Iterator[Any]:
+    """Three chunks of X, y and weights, of which one worker has two."""
+    workers = sorted(client.scheduler_info(n_workers=-1)["workers"])
+    values = problem.X, problem.three, problem.weight
+    # Not there alone: a chunk that is lost is made again elsewhere.
+    with dask.annotate(workers=lambda key: workers[key[1] % 2], allow_other_workers=True):
+        lazy = [problem.lazy(each, 350).map_blocks(np.copy) for each in values]
+    data = client.persist(lazy, optimize_graph=False)
+    wait(data)
+    yield data
+    client.cancel(data)
 
 
 @pytest.fixture(scope="session")

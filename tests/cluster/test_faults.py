@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import uuid
+from functools import partial
 
 import dask
 import dask.array as da
@@ -76,6 +77,18 @@ def test_a_worker_killed_between_rounds(
     in_rounds = fitted.faults_[fitted.faults_["round"] >= 0]
     assert fitted.history_["faults"].sum() == len(in_rounds)
     assert heard == list(zip(in_rounds["round"], in_rounds["kind"], strict=True))
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_with_parts_of_chunks_is_killed(
+    few, problem, descent, local, same_bits, kill, on_round, victim
+):
+    """The first has two of three chunks, the other one its own and what was moved to it."""
+    data = [problem.lazy(each, 350) for each in (problem.X, problem.three, problem.weight)]
+    fitted = descent(callbacks=[on_round(2, partial(kill, victim))]).fit(*few)
+    same_bits(fitted, descent(runtime=local).fit(*data))
+    assert "worker-lost" in kinds(fitted)
 
 
 def test_a_dataset_is_read_again_after_a_death(

@@ -11,7 +11,7 @@ import pytest
 from distributed import Future, futures_of, wait
 
 import dask_dml as dml
-from dask_dml.data.source import dask_source
+from dask_dml.data.source import WHOLE, dask_source
 from dask_dml.linear_model import LogisticRegression, Ridge
 from dask_dml.runtime import ClusterExecutor, FitStarted, RoundEnded
 
@@ -242,3 +242,40 @@ def test_large_rows_of_this_process_are_sent_without_a_warning(client, local, sa
     fitted = Ridge().fit(X, y)
     same_bits(fitted, Ridge(runtime=local).fit(X, y))
     assert set(fitted.history_["workers"]) == {2}
+
+
+@pytest.mark.usefixtures("split")
+def test_few_chunks_are_shared_evenly_and_only_rows_that_move_are_copied(client, few):
+    before = who_has(client, *few)
+    executor = ClusterExecutor(client, dask_source(*few, None))
+    n_rows = Counter()
+    for block, worker in executor.placement.items():
+        n_rows[worker] += executor._source.row_chunks[block]
+    assert set(n_rows.values()) == {500}
+    moved = [held.X for held in executor._blocks._held if held.rows == WHOLE]
+    assert sum(len(part) for part in client.gather(moved)) == 150
+    assert who_has(client, *few) == before
+    executor.close()
+
+
+@pytest.mark.usefixtures("split")
+def test_few_chunks_have_the_same_bits_wherever_they_are(client, few, problem, local, same_bits):
+    data = [problem.lazy(each, 350) for each in (problem.X, problem.three, problem.weight)]
+    expected = LogisticRegression(solver="lbfgs", runtime=local).fit(*data)
+    for given in (few, data):
+        same_bits(LogisticRegression(solver="lbfgs").fit(*given), expected)
+
+
+@pytest.mark.usefixtures("split")
+def test_lost_parts_of_a_chunk_are_made_again_together(client, few):
+    """Its worker is suspect: the other one makes the chunk again, once."""
+    executor = ClusterExecutor(client, dask_source(*few, None))
+    executor.survey(LogisticRegression._target_kind)
+    blocks, placed = executor._blocks, executor.placement
+    suspect, other = placed[8], placed[0]
+    assert suspect != other
+    again = blocks.remake([8, 9], other, [suspect])
+    assert again == set(range(8, 16))
+    assert len({blocks._held[block].X.key for block in again}) == 1
+    assert blocks.remake([10, 11], other, [suspect]) == set()
+    executor.close()

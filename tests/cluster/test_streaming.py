@@ -66,6 +66,14 @@ def test_every_pass_reads_every_block_once(client, problem, reads):
     assert reads.counts() == dict.fromkeys(range(8), int(fitted.n_passes_))
 
 
+@pytest.mark.usefixtures("streamed", "split")
+def test_every_pass_reads_a_chunk_of_several_blocks_once(client, problem, reads, local, same_bits):
+    X, y = problem.lazy(problem.X, 250), problem.lazy(problem.number, 250)
+    fitted = Ridge().fit(reads.of(X), y)
+    assert reads.counts() == dict.fromkeys(range(4), int(fitted.n_passes_))
+    same_bits(fitted, Ridge(runtime=local).fit(X, y))
+
+
 @pytest.fixture
 def half_stays(client, problem, monkeypatch):
     """Workers on which there is room for two of their four blocks."""
@@ -73,7 +81,7 @@ def half_stays(client, problem, monkeypatch):
     monkeypatch.setattr("dask_dml.runtime.cluster.RESIDENT_SHARE", 0.0)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     room = dict.fromkeys(workers, 2.5 * max(source.block_nbytes))
-    monkeypatch.setattr(ClusterExecutor, "_room_bytes", lambda self: room)
+    monkeypatch.setattr(ClusterExecutor, "_room_bytes", lambda *_: room)
 
 
 @pytest.mark.usefixtures("half_stays", "small_blocks")
@@ -85,6 +93,14 @@ def test_blocks_that_fit_are_read_once_and_the_bits_are_the_same(
     times = Counter(reads.counts().values())
     assert times == {1: 4, int(fitted.n_passes_): 4}
     same_bits(fitted, LogisticRegression(solver="lbfgs", runtime=local).fit(problem.X, problem.two))
+
+
+@pytest.mark.usefixtures("half_stays", "split")
+def test_chunks_of_several_blocks_that_fit_are_read_once(client, problem, local, same_bits, reads):
+    X, y = problem.lazy(problem.X), problem.lazy(problem.two)
+    fitted = LogisticRegression(solver="lbfgs").fit(reads.of(X), y)
+    assert Counter(reads.counts().values()) == {1: 4, int(fitted.n_passes_): 4}
+    same_bits(fitted, LogisticRegression(solver="lbfgs", runtime=local).fit(X, y))
 
 
 @pytest.mark.usefixtures("half_stays")

@@ -7,11 +7,14 @@ from hypothesis import strategies as st
 
 from dask_dml.data.layout import (
     BLOCK_BYTES,
+    FEWEST_PARTS,
+    PART_BYTES,
     SMALL_BLOCK_BYTES,
     BlockGrid,
     choose_grid,
     explicit_grid,
     sample_rows,
+    split_rows,
 )
 from dask_dml.errors import DataError, IncompatibleError
 
@@ -136,3 +139,31 @@ def test_another_seed_draws_other_rows() -> None:
 def test_a_sample_cannot_exceed_the_data() -> None:
     with pytest.raises(DataError, match="n_sample"):
         sample_rows(BlockGrid((5,), (1,)), 6, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10**7), st.floats(1.0, 4e4)), min_size=1, max_size=12),
+)
+def test_large_chunks_are_split_into_as_few_equal_parts_as_share_evenly(given) -> None:
+    rows = [n for n, _ in given]
+    nbytes = [n * row_nbytes for n, row_nbytes in given]
+    limit = min(max(sum(nbytes) / FEWEST_PARTS + 1, SMALL_BLOCK_BYTES), PART_BYTES)
+    for n_rows, chunk_nbytes, parts in zip(rows, nbytes, split_rows(rows, nbytes), strict=True):
+        assert sum(parts) == n_rows
+        assert max(parts) - min(parts) <= 1
+        assert len(parts) & (len(parts) - 1) == 0
+        if len(parts) > 1:
+            assert min(parts) >= 1
+            assert chunk_nbytes / len(parts) > limit / 2 - 1
+        # A chunk of few rows may not have enough for so many parts.
+        assert chunk_nbytes / len(parts) <= limit or 2 * len(parts) > n_rows
+
+
+def test_few_chunks_make_blocks_for_two_and_three_workers() -> None:
+    for n_chunks, n_blocks in ((1, 16), (2, 16), (3, 12), (5, 20), (8, 16), (12, 12), (16, 16)):
+        split = split_rows([100_000] * n_chunks, [1e8 / n_chunks] * n_chunks)
+        assert sum(map(len, split)) == n_blocks
+
+
+def test_small_chunks_are_blocks() -> None:
+    assert split_rows([10, 0, 1000], [4e4, 0.0, 4e6]) == [(10,), (0,), (1000,)]

@@ -9,8 +9,11 @@ import pytest
 import scipy.sparse
 
 import dask_dml as dml
-from dask_dml.data.source import ArraySource, dask_source
+from dask_dml.data.csr import empty_csr
+from dask_dml.data.layout import FEWEST_PARTS
+from dask_dml.data.source import ArraySource, dask_source, joined
 from dask_dml.errors import DataError
+from dask_dml.runtime.shard import read_ahead
 
 N, P = 100, 3
 CHUNKS = (40, 35, 25)
@@ -130,6 +133,61 @@ def test_a_store_is_read_block_by_block(rows, tmp_path):
     loaders[0]()
     with pytest.raises(dml.errors.CorruptChunkError, match="c/2/0"):
         loaders[2]()
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Have chunks split however small they are."""
+    monkeypatch.setattr("dask_dml.data.layout.SMALL_BLOCK_BYTES", 1)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("kind", ["dense", "csr", "weighted"])
+def test_large_chunks_are_several_blocks(rows, kind):
+    X, y, weight = rows
+    weight = weight if kind == "weighted" else None
+    given = lazy(X)
+    if kind == "csr":
+        given = given.map_blocks(scipy.sparse.csr_array, dtype=float, meta=empty_csr(P, float))
+    source = dask_source(given, lazy(y), None if weight is None else lazy(weight), None)
+    assert source.row_chunks == (*[5] * 8, *[5] * 3, *[4] * 5, *[7, 6, 6, 6])
+    assert sum(source.block_nbytes) == pytest.approx(sum(source._chunk_nbytes))
+    assert max(source.block_nbytes) <= sum(source.block_nbytes) / FEWEST_PARTS
+    if kind == "csr":
+        parts = [load().X for load in source.loaders()]
+        np.testing.assert_array_equal(np.vstack([part.toarray() for part in parts]), X)
+    else:
+        assert_blocks(source, X, y, weight)
+
+
+@pytest.mark.usefixtures("split")
+def test_what_is_split_does_not_depend_on_what_the_rows_are(rows):
+    X, y, _ = rows
+    source = dask_source(lazy(X), lazy(y), None, None)
+    persisted = dask_source(lazy(2 * X).persist(), lazy(y).persist(), None, None)
+    assert persisted.row_chunks == source.row_chunks
+    assert joined(source.loaders()) == set(range(20)) - {0, 8, 16}
+
+
+@pytest.mark.usefixtures("split")
+def test_parts_of_a_chunk_are_read_as_one(rows):
+    X, y, _ = rows
+    seen = []
+
+    def look(block, block_info=None):
+        if block_info:
+            seen.append(block_info[0]["chunk-location"][0])
+        return block
+
+    watched = lazy(X).map_blocks(look, dtype=X.dtype, meta=np.empty((0, 0)))
+    loaders = dask_source(watched, lazy(y), None, None).loaders()
+    blocks = list(read_ahead(loaders))
+    np.testing.assert_array_equal(np.vstack([block.X for block in blocks]), X)
+    assert sorted(seen) == [0, 1, 2]
+    # Of those that are there already none is read.
+    seen.clear()
+    list(read_ahead([*blocks[:10], *loaders[10:]]))
+    assert sorted(seen) == [1, 2]
 
 
 def test_shapes_that_do_not_fit_are_refused(rows):

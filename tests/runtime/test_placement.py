@@ -163,6 +163,21 @@ def test_shards_hold_each_block_once_in_order_and_on_its_worker(fleet, most):
         )
 
 
+@given(fleets(), st.sets(st.integers(1, 39)), st.integers(1, 6))
+def test_blocks_that_are_read_together_stay_together(fleet, joined, most):
+    nbytes, capacity, holders = fleet
+    placed = place(nbytes, capacity, holders)
+    for block in sorted(joined & placed.keys()):
+        placed[block] = placed[block - 1]
+    cut = shards(placed, nbytes, dict.fromkeys(capacity, most), joined)
+    assert sorted(block for _, blocks in cut for block in blocks) == list(range(len(nbytes)))
+    shard_of = {block: number for number, (_, blocks) in enumerate(cut) for block in blocks}
+    kept = keepable(nbytes, placed, dict.fromkeys(capacity, sum(nbytes) / 3), joined)
+    for block in joined & placed.keys():
+        assert shard_of[block] == shard_of[block - 1]
+        assert (block in kept) == (block - 1 in kept)
+
+
 def test_shards_of_equal_blocks_are_equal():
     placed = dict.fromkeys(range(8), "a")
     cut = shards(placed, [1.0] * 8, {"a": 4})

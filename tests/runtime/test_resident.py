@@ -13,9 +13,10 @@ import pytest
 from distributed import Status
 from distributed.protocol.pickle import dumps, loads
 
+from dask_dml.data.source import WHOLE
 from dask_dml.objective import LogisticLoss, Request, TreeSum, block_statistics
 from dask_dml.runtime.relay import Call
-from dask_dml.runtime.resident import Resident, ResidentShard
+from dask_dml.runtime.resident import BlockKeys, Resident, ResidentShard
 from dask_dml.runtime.shard import RoundWork
 
 N_BLOCKS = 4
@@ -57,7 +58,8 @@ def worker():
 
 
 def shard(number, *blocks):
-    return ResidentShard(number, blocks, tuple((("X", b), ("target", b)) for b in blocks))
+    keys = tuple(BlockKeys(("X", b), ("target", b), WHOLE) for b in blocks)
+    return ResidentShard(number, blocks, keys)
 
 
 def call(order=1, work=None, limit_s=60.0, run="run"):
