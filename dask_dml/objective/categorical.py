@@ -9,14 +9,14 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from dask_dml.objective.implicit import Moments, implicit_scores
+from dask_dml.objective.implicit import CompiledSums, Moments, implicit_scores
 from dask_dml.objective.losses import Array
 
 NO_CATEGORY = -1
 
 
 @dataclass(frozen=True, eq=False)
-class CategoricalBlock:
+class CategoricalBlock(CompiledSums):
     """Rows that stand for a matrix of numbers and, behind them, of indicators of categories.
 
     A row has a 1 in the column of its category of each group, and 0 in the group's other columns;
@@ -116,20 +116,6 @@ class CategoricalBlock:
         return ""
 
     # -- sums, see `ImplicitRows` -----------------------------------------------------------------
-
-    def take_scores(
-        self, start: int, shift: Array, coef: Array, constant: Array, scores: Array
-    ) -> None:
-        """Put scores of the rows from `start` on."""
-        self._kernels.take_scores(*self._parts, start, shift, coef, constant, scores)
-
-    def add_gradient(self, start: int, shift: Array, residuals: Array, gradient: Array) -> None:
-        """Add to the gradient."""
-        self._kernels.add_gradient(*self._parts, start, shift, residuals, gradient)
-
-    def add_gram(self, start: int, shift: Array, curvatures: Array, gram: Array) -> None:
-        """Add to the Gram matrix."""
-        self._kernels.add_gram(*self._parts, start, shift, curvatures, gram)
 
     def count_rows(self, count: NDArray[np.int64]) -> None:
         """Count the rows of each column that have a value."""

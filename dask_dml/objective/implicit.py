@@ -15,9 +15,10 @@ is far from zero for its spread. A column of m rows with a zero among them has a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,34 @@ class ImplicitRows(Protocol):
     def add_moments(self, weight: Array, moments: Moments, count: NDArray[np.int64]) -> None:
         """Add to the moments of the values that are there, and count them; weight (n,) or (0,)."""
         ...
+
+
+class CompiledSums(ABC):
+    """Sums of `ImplicitRows` by compiled functions of the arrays that the rows are kept in."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def _parts(self) -> tuple[Any, ...]: ...
+
+    @property
+    @abstractmethod
+    def _kernels(self) -> Any: ...
+
+    def take_scores(
+        self, start: int, shift: Array, coef: Array, constant: Array, scores: Array
+    ) -> None:
+        """Put scores of the rows from `start` on."""
+        self._kernels.take_scores(*self._parts, start, shift, coef, constant, scores)
+
+    def add_gradient(self, start: int, shift: Array, residuals: Array, gradient: Array) -> None:
+        """Add to the gradient."""
+        self._kernels.add_gradient(*self._parts, start, shift, residuals, gradient)
+
+    def add_gram(self, start: int, shift: Array, curvatures: Array, gram: Array) -> None:
+        """Add to the Gram matrix."""
+        self._kernels.add_gram(*self._parts, start, shift, curvatures, gram)
 
 
 def implicit_statistics(

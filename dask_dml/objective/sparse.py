@@ -13,7 +13,7 @@ import scipy.sparse
 from numba import types
 from numpy.typing import NDArray
 
-from dask_dml.objective.implicit import Moments
+from dask_dml.objective.implicit import CompiledSums, Moments
 from dask_dml.objective.kernels.compiling import compiled
 from dask_dml.objective.losses import Array
 
@@ -21,7 +21,7 @@ Csr = scipy.sparse.csr_array | scipy.sparse.csr_matrix
 
 
 @dataclass(frozen=True, slots=True)
-class CsrRows:
+class CsrRows(CompiledSums):
     """Rows of a CSR matrix with sorted columns, each there once; see `canonical`."""
 
     X: Csr
@@ -32,22 +32,8 @@ class CsrRows:
         n_rows, n_columns = self.X.shape
         return n_rows, n_columns
 
-    def take_scores(
-        self, start: int, shift: Array, coef: Array, constant: Array, scores: Array
-    ) -> None:
-        """See `ImplicitRows`, as for all that follow."""
-        self._kernels.take_scores(*self._parts, start, shift, coef, constant, scores)
-
-    def add_gradient(self, start: int, shift: Array, residuals: Array, gradient: Array) -> None:
-        """Add to the gradient."""
-        self._kernels.add_gradient(*self._parts, start, shift, residuals, gradient)
-
-    def add_gram(self, start: int, shift: Array, curvatures: Array, gram: Array) -> None:
-        """Add to the Gram matrix."""
-        self._kernels.add_gram(*self._parts, start, shift, curvatures, gram)
-
     def count_rows(self, count: NDArray[np.int64]) -> None:
-        """Count the rows of columns up to the first row without."""
+        """Count the rows of columns up to the first row without; see `ImplicitRows`."""
         self._kernels.count_rows(*self._parts[1:], count)
 
     def add_moments(self, weight: Array, moments: Moments, count: NDArray[np.int64]) -> None:

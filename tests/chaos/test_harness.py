@@ -62,6 +62,16 @@ def registered(cluster):
     return cluster.client.scheduler_info(n_workers=-1)["workers"]
 
 
+def assert_cut_off_and_back(cluster, cut):
+    cluster.begin(cut)
+    question = asked(cluster)
+    with pytest.raises(TimeoutError):
+        question.result(SILENCE_S)
+    assert asked(cluster, 1).result(DEADLINE_S) == 0
+    cluster.end(cut)
+    assert question.result(DEADLINE_S) == 0
+
+
 class TestFaults:
     def test_a_killed_worker_is_followed_by_another(self, cluster):
         pid = cluster.machine(0).pid
@@ -95,14 +105,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("kind", PARTITIONS)
     def test_who_is_cut_off_does_not_answer_and_then_does(self, cluster, kind):
-        cut = fault(kind)
-        cluster.begin(cut)
-        question = asked(cluster)
-        with pytest.raises(TimeoutError):
-            question.result(SILENCE_S)
-        assert asked(cluster, 1).result(DEADLINE_S) == 0
-        cluster.end(cut)
-        assert question.result(DEADLINE_S) == 0
+        assert_cut_off_and_back(cluster, fault(kind))
 
     def test_partitions_of_one_machine_add_up(self, cluster):
         cluster.begin(fault("partition-in"))
@@ -276,14 +279,7 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("kind", PARTITIONS)
     def test_who_is_cut_off_does_not_answer_and_then_does(self, cluster, kind):
-        cut = fault(kind)
-        cluster.begin(cut)
-        question = asked(cluster)
-        with pytest.raises(TimeoutError):
-            question.result(SILENCE_S)
-        assert asked(cluster, 1).result(DEADLINE_S) == 0
-        cluster.end(cut)
-        assert question.result(DEADLINE_S) == 0
+        assert_cut_off_and_back(cluster, fault(kind))
 
     @pytest.mark.parametrize("kind", PARTITIONS)
     def test_a_fit_ends_with_the_same_bits(self, cluster, arena, kind):
