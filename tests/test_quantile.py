@@ -50,6 +50,19 @@ def test_the_optimum_is_that_of_the_linear_programme(quantile, alpha, fit_interc
         np.testing.assert_allclose(model.intercept_, expected.intercept_, atol=1e-6)
 
 
+@pytest.mark.parametrize(("quantile", "alpha"), [(0.5, 0.0), (0.85, 0.01)])
+def test_of_many_rows_some_fill_wide_kinks(quantile, alpha):
+    X, y, weight = made(n=3000, p=3)
+    arguments = {"quantile": quantile, "alpha": alpha}
+    model = QuantileRegressor(**arguments, runtime=LOCAL).fit(X, y, weight)
+    expected = sk.QuantileRegressor(**arguments, solver="highs").fit(X, y, weight)
+    assert model.gap_ <= 1e-8
+    least = objective(expected, X, y, weight)
+    assert objective(model, X, y, weight) <= least * (1.0 + 1e-8)
+    assert model.history_["what"].str.contains("% of the rows").any()
+    assert model.n_passes_ < 1 + len(model.history_)
+
+
 @pytest.mark.parametrize("max_iter", [1, 2, 4, 8, 12])
 @pytest.mark.parametrize("alpha", [0.0, 0.05])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -111,7 +124,7 @@ def test_a_state_that_was_stored_goes_on_to_the_same_bits():
     problem = WidthProblem(HuberLoss(-0.4, 0.6, 2.0), penalty, 1.0, survey, True)
     mean = np.append(survey.mean - problem.center, 1.0) / problem.scale
     goal = Goal.of(problem, 1e-8, 100)
-    solver = SmoothingNewton(goal, problem.absolute_weights, 0.4, survey.weight, mean)
+    solver = SmoothingNewton(goal, problem.absolute_weights, 0.4, survey.weight, len(y), mean)
     state = kept = solver.start(problem.start())
     while not state.reason:
         ask = solver.ask(state)

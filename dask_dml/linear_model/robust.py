@@ -243,7 +243,9 @@ class QuantileRegressor(LeastSquares):
         goal = Goal.of(problem, self.tol, self.max_iter)
         mean = survey.mean - problem.center
         mean = (np.append(mean, 1.0) if self.fit_intercept else mean) / problem.scale
-        solver = SmoothingNewton(goal, problem.absolute_weights, quantile, survey.weight, mean)
+        solver = SmoothingNewton(
+            goal, problem.absolute_weights, quantile, survey.weight, survey.n_rows, mean
+        )
         return Setting(problem, TargetEncoder(), self._warm(problem, shape, shape), solver)
 
 

@@ -23,10 +23,23 @@ from dask_dml.solvers.core import (
 from dask_dml.solvers.line import LineState, shortened
 from dask_dml.solvers.proximal import least_subgradient, minimum_of_model
 
-# What a width is divided by when its minimum has been found: when no more is left to gain there
-# than this share of the smoothing.
-_SHRINKAGE = 10.0
+# What is left to gain at a width, as a share of the smoothing, when its minimum has been found.
 _SETTLED = 1e-3
+# The same where the vertex at the end of the line would not be the optimum yet, and nobody asks: by
+# forecast it is above it by so many squares of the smoothing, in units of the objective.
+_NEAR = 3e-3
+_FORECAST = 0.6
+_FAR = 2.0
+# Rows in the kink for each of the coordinates with which a line can be trusted unfinished, and of
+# the next width, for with fewer nothing holds the coordinates.
+_RICH = 4.0
+_ROWS_IN_KINK = 2.0
+# Shares of a width that the next may be.
+_NARROWEST, _WIDEST = 0.1, 0.6
+# Rows looked at for each of the coordinates at the first width; with the width they grow, so that
+# as many are in the kink, up to a share that is no longer less work than all.
+_ROWS_A_TERM = 300
+_LARGEST_SHARE = 0.5
 # Share of a width from which on it is not shortened less, where that has gone too far.
 _LEAST_SHRINKAGE = 0.9
 # Factor on the metric while there is nothing in the kink to say how long a step should be.
@@ -46,7 +59,8 @@ class SmoothingState(LineState):
     """State of `SmoothingNewton`: the smooth minimisation, and the best vertex so far.
 
     The anchor is the minimum at the last width, with the end of the line from there; the metric is
-    the Hessian there, of more rows than there are in a narrower kink.
+    the Hessian there, of more rows than there are in a narrower kink; the cut is the share of that
+    width that is the next.
     """
 
     anchor: Array
@@ -58,6 +72,7 @@ class SmoothingState(LineState):
     lower: float
     first_width: float
     metric: Array
+    cut: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,8 @@ class SmoothingNewton:
     quantile : float
     weight : float
         Sum of the weights.
+    n_rows : int
+        Of the data.
     mean_row : ndarray of shape (q,)
         Weighted mean of the rows, in the solver's coordinates.
     name : str
@@ -100,6 +117,7 @@ class SmoothingNewton:
     absolute: Array
     quantile: float
     weight: float
+    n_rows: int
     mean_row: Array
     name: str = "smoothing-newton"
 
@@ -123,13 +141,14 @@ class SmoothingNewton:
             0.0,
             float(point[-1]),
             np.eye(len(point) - 1),
+            _NARROWEST,
         )
 
     def ask(self, state: SmoothingState) -> Ask:
         """The vertex, or the next trial point with its Hessian."""
         if state.is_at_vertex:
             return Ask(state.vertex, 1)
-        return Ask(state.trial, 2)
+        return Ask(state.trial, 2, self._share(state))
 
     def restore(self, stored: StoredState) -> SmoothingState:
         """The state that was stored."""
@@ -163,7 +182,15 @@ class SmoothingNewton:
         is_lost = is_negligible(evaluation.value, -slope) and not (first or is_flat)
         settled = settled or evaluation.value <= self._vanishing(state)
         settled = settled or (is_lost and is_negligible(evaluation.value, -state.slope))
-        return replace(
+        is_last = n_iter >= self.goal.max_iter
+        is_sample = self._share(state) < 1.0
+        filling = self._filling(state, inner, better)
+        # Few rows may be in the kink for good, as where many are alike, and passes cost little.
+        has_many = self._share_at(1.0) < 1.0
+        widest = _WIDEST if has_many else _NARROWEST
+        cut = float(np.clip(_ROWS_IN_KINK / filling, _NARROWEST, widest))
+        lower = evaluation.value + smoothing - left
+        told = replace(
             state,
             point=point,
             value=evaluation.value,
@@ -172,10 +199,37 @@ class SmoothingNewton:
             slope=slope,
             step=1.0,
             vertex=np.append(vertex, _SHARP * state.first_width),
-            is_at_vertex=int(settled or n_iter >= self.goal.max_iter),
-            lower=max(state.lower, evaluation.value + smoothing - left),
+            is_at_vertex=int(settled or is_last),
+            lower=state.lower if is_sample else max(state.lower, lower),
             metric=self._next_metric(state.metric, inner, settled, is_flat),
+            cut=cut,
         )
+        forecast, value = _FORECAST * smoothing**2, evaluation.value + smoothing
+        is_far = forecast > _FAR * self.goal.tol * value**2 and has_many and filling >= _RICH
+        is_near = settled or (-slope <= _NEAR * smoothing and not is_flat)
+        if is_near and (is_far or is_sample) and not is_last:
+            return self._narrowed(replace(told, point=np.append(better, width)))
+        return told
+
+    def _share(self, state: SmoothingState) -> float:
+        """Share of the rows that fills the kink well enough to go by."""
+        return self._share_at(state.first_width / float(state.point[-1]))
+
+    def _share_at(self, narrowing: float) -> float:
+        share = _ROWS_A_TERM * len(self.absolute) * narrowing / self.n_rows
+        return share if share <= _LARGEST_SHARE else 1.0
+
+    def _filling(self, state: SmoothingState, inner: Evaluation, minimum: Array) -> float:
+        """Rows in the kink for each of the coordinates, about."""
+        diagonal = np.diagonal(cast("Array", inner.hessian))
+        present = diagonal > 0.0
+        if not present.any():
+            return np.inf
+        # The curvature of all rows at the first width is about 1.
+        narrowing = state.first_width / float(state.point[-1])
+        in_kink = self.n_rows * float(diagonal[present].mean()) / narrowing
+        n_moving = int(np.count_nonzero((minimum != 0.0) | (self.absolute == 0.0)))
+        return in_kink / max(n_moving, 1)
 
     def _next_metric(self, metric: Array, inner: Evaluation, settled: bool, is_flat: bool) -> Array:
         """The Hessian of this width for the next; or where it is flat on and on, longer steps."""
@@ -196,7 +250,7 @@ class SmoothingNewton:
         if value <= self._vanishing(state):
             # A perfect fit: of what is left, nothing can be told from rounding.
             gap = min(gap, left / (self.weight * state.first_width))
-        width = float(state.point[-1]) / _SHRINKAGE
+        width = state.cut * float(state.point[-1])
         reason = ""
         if gap <= self.goal.tol or value <= self._vanishing(state):
             reason = CONVERGED
@@ -206,8 +260,12 @@ class SmoothingNewton:
             reason = STALLED
         if reason:
             return replace(state, point=state.best, value=value, gap=gap, reason=reason)
-        state = replace(state, anchor=state.point, end=state.vertex, gap=gap)
-        return self._restarted(state, 1.0 / _SHRINKAGE)
+        return self._narrowed(replace(state, gap=gap))
+
+    def _narrowed(self, state: SmoothingState) -> SmoothingState:
+        """Begin with a smaller width along the line to the vertex."""
+        state = replace(state, anchor=state.point, end=state.vertex)
+        return self._restarted(state, state.cut)
 
     def _vanishing(self, state: SmoothingState) -> float:
         """An objective that is rounding of the first one."""
