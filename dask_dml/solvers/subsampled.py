@@ -46,6 +46,8 @@ _ERROR_SHARE = 0.1
 # Rows for each coordinate of an output of the first Hessian, which pairs correct, and of one that
 # is to certify a point.
 _FIRST_ROWS_A_TERM = 10
+# Multiplications of a Hessian that takes no longer than a few gradients of a sample.
+_QUICK = 2.5e8
 _CERTAIN_ROWS_A_TERM = 8
 # What a Gram matrix of all rows costs for each coordinate of an output, in passes for a gradient;
 # and the entries that are passed over in the time that a round costs beyond its rows.
@@ -177,9 +179,10 @@ class SubsampledNewton:
     def start(self, point: Array) -> SubsampledState:
         """State before the first round."""
         zero, none = np.zeros_like(point), np.empty((0, len(point)))
-        # As many rows as pairs can make up for, or as cost no more than the gradient.
-        least = _FIRST_ROWS_A_TERM * self.n_terms / (self.shares[0] * self.n_rows)
-        first = max(least, 1.0 / self._gram_cost(len(point)))
+        # As many rows as pairs can make up for, or as take next to no time.
+        n_rows = self.shares[0] * self.n_rows
+        most = max(_FIRST_ROWS_A_TERM * self.n_terms, _QUICK / (self.n_terms * len(point)))
+        first = most / n_rows
         return SubsampledState(
             point=point,
             value=np.inf,
