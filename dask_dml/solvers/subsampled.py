@@ -27,7 +27,6 @@ from dask_dml.solvers.core import (
     gradient_gap,
     is_descent,
     is_negligible,
-    least_eigenvalue,
     lower_bound_gap,
     resolved,
     shorter_step,
@@ -67,6 +66,8 @@ _MORE_OF_METRIC = 1.25
 # Accepted steps after which a metric is judged by them.
 _STEPS_TO_JUDGE = 3
 _MAX_TRIALS = 30
+# Inverse iterations for an eigenvalue that tells which rows are worth asking.
+_ITERATIONS = 8
 
 
 def growing_shares(n_rows: int, n_terms: int) -> tuple[float, ...]:
@@ -226,10 +227,7 @@ class SubsampledNewton:
         if np.isfinite(state.value):
             slope = float(state.gradient @ state.direction)
             if not is_descent(state.value, slope, state.step, evaluation.value):
-                step = shorter_step(state.value, slope, state.step, evaluation.value)
-                reason = STALLED if state.n_trials >= _MAX_TRIALS else ""
-                n_trials = state.n_trials + 1
-                return replace(state, step=step, n_trials=n_trials, gram_share=0.0, reason=reason)
+                return self._shortened(state, slope, evaluation.value)
             state = self._moved(state, evaluation)
         else:
             state = replace(state, initial=evaluation.value)
@@ -239,6 +237,14 @@ class SubsampledNewton:
         if share > 0.9 * state.metric_share:
             state = self._with_metric(state, share, evaluation)
         return self._turn(state, evaluation)
+
+    def _shortened(
+        self, state: SubsampledState, slope: float, trial_value: float
+    ) -> SubsampledState:
+        if state.n_trials >= _MAX_TRIALS:
+            return replace(state, reason=STALLED) if self._is_last(state) else self._next(state)
+        step = shorter_step(state.value, slope, state.step, trial_value)
+        return replace(state, step=step, n_trials=state.n_trials + 1, gram_share=0.0)
 
     def _is_last(self, state: SubsampledState) -> bool:
         return state.stage == len(self.shares) - 1
@@ -264,19 +270,16 @@ class SubsampledNewton:
         if evaluation.hessian is None:
             raise ValueError("SubsampledNewton.tell(evaluation=...) needs the Hessian it asked for")
         none = np.empty((0, len(state.point)))
+        factor = _cholesky(evaluation.hessian)
+        is_wanted = self._is_last(state) and self._is_certifiable
         return replace(
             state,
             metric_share=share,
-            least_eigenvalue=self._least_eigenvalue(state, evaluation.hessian),
-            factor=_cholesky(evaluation.hessian),
+            least_eigenvalue=_least_eigenvalue(factor, self.goal) if is_wanted else np.inf,
+            factor=factor,
             steps=none,
             changes=none,
         )
-
-    def _least_eigenvalue(self, state: SubsampledState, hessian: Array) -> float:
-        if not self._is_last(state) or not self._is_certifiable:
-            return state.least_eigenvalue
-        return max(least_eigenvalue(hessian, self.goal.row_extent), 1e-300)
 
     def _turn(self, state: SubsampledState, evaluation: Evaluation) -> SubsampledState:
         direction = -_times_inverse(state.gradient, state.factor, state.steps, state.changes)
@@ -293,7 +296,7 @@ class SubsampledNewton:
         if state.n_iter >= self.goal.max_iter:
             return replace(state, reason=MAX_ITER)
         if not self._is_last(state) and (relative <= self._enough(state) or is_rounding):
-            return self._next_stage(state)
+            return self._next(state)
         state = replace(
             state,
             direction=direction,
@@ -361,7 +364,7 @@ class SubsampledNewton:
         is_better = gap_after <= self.goal.tol
         return (state.point + direction, gap_after) if is_better else (state.point, gap)
 
-    def _next_stage(self, state: SubsampledState) -> SubsampledState:
+    def _next(self, state: SubsampledState) -> SubsampledState:
         none = np.empty((0, len(state.point)))
         return replace(
             state,
@@ -371,6 +374,7 @@ class SubsampledNewton:
             look=1.0 if state.stage == 0 else 0.0,
             value=np.inf,
             direction=np.zeros_like(state.point),
+            n_trials=0,
             steps=none,
             changes=none,
         )
@@ -481,6 +485,17 @@ def _cholesky(hessian: Array) -> Array:
         except scipy.linalg.LinAlgError:
             continue
     return np.eye(len(hessian)) * float(np.sqrt(max(mean, 1e-300)))
+
+
+def _least_eigenvalue(factor: Array, goal: Goal) -> float:
+    """About the least eigenvalue of a metric in units of the rows' extent, by inverse iteration."""
+    extent = np.tile(goal.row_extent, len(factor) // len(goal.row_extent))
+    vector = np.ones(len(factor))
+    norm = 1.0
+    for _ in range(_ITERATIONS):
+        vector = extent * scipy.linalg.cho_solve((factor, True), extent * (vector / norm))
+        norm = float(np.linalg.norm(vector))
+    return 1.0 / norm if norm > 0.0 else np.inf
 
 
 def _times_inverse(gradient: Array, factor: Array, steps: Array, changes: Array) -> Array:
