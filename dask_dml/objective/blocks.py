@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -260,7 +260,9 @@ def certain_share(gram_share: float) -> float:
     return gram_share if gram_share == 1.0 else _LEAST_CHANCE * gram_share
 
 
-def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
+def drawn_rows(
+    n_rows: int, share: float, seed: int | Sequence[int] = _SAMPLE_SEED
+) -> NDArray[np.intp]:
     """A random sample of row numbers, in order: one of each of equal strata.
 
     Parameters
@@ -268,15 +270,17 @@ def drawn_rows(n_rows: int, share: float) -> NDArray[np.intp]:
     n_rows : int
     share : float
         In (0, 1].
+    seed : int or sequence of int
+        Of the generator.
 
     Returns
     -------
     ndarray of shape (ceil(share * n_rows),)
-        The same ones each time.
+        The same ones each time for a seed.
     """
     n_drawn = math.ceil(share * n_rows)
     edges = np.arange(n_drawn + 1) * n_rows // max(n_drawn, 1)
-    within = np.random.default_rng(_SAMPLE_SEED).random(n_drawn)
+    within = np.random.default_rng(seed).random(n_drawn)
     return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
 
 

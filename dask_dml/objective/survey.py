@@ -20,6 +20,7 @@ from dask_dml.objective.blocks import (
     BlockMatrix,
     dense_pieces,
     design_blocks,
+    drawn_rows,
     implicit_rows,
     matrix_nbytes,
 )
@@ -223,9 +224,7 @@ def survey_block(
             lowest = (float(y[row]), block, row)
     sample: tuple[SampledRows, ...] = ()
     if sample_share > 0.0:
-        generator = np.random.default_rng((_SAMPLE_SEED, block))
-        n_drawn = min(math.ceil(sample_share * n_rows), n_rows)
-        drawn = np.sort(generator.choice(n_rows, n_drawn, replace=False, shuffle=False))
+        drawn = drawn_rows(n_rows, sample_share, (_SAMPLE_SEED, block))
         rows = X[drawn].to_csr() if isinstance(X, CategoricalBlock) else X[drawn]
         sample = (SampledRows(rows, y[drawn], None if weight is None else weight[drawn]),)
     return Survey(

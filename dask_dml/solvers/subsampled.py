@@ -44,7 +44,7 @@ _LARGEST_SHARE = 0.7
 _ERROR_SHARE = 0.1
 # Rows for each coordinate of an output of the first Hessian, which pairs correct, and of one that
 # is to certify a point.
-_FIRST_ROWS_A_TERM = 10
+_FIRST_ROWS_A_TERM = 6
 # Multiplications of a Hessian that takes no longer than a few gradients of a sample.
 _QUICK = 2.5e8
 _CERTAIN_ROWS_A_TERM = 8
@@ -53,7 +53,7 @@ _CERTAIN_ROWS_A_TERM = 8
 _GRAM_COST = 1 / 22
 _ROUND_ENTRIES = 2e7
 # How much larger than predicted the bound of a gap may turn out.
-_CAUTION = 4.0
+_CAUTION = 2.0
 # How much larger a bound may be than the decrease that is expected, and the Newton decrement, in
 # units in which there is no bound from 1 on, at which it is about that.
 _MARGIN = 1.5
