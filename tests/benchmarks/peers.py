@@ -166,6 +166,8 @@ def intelex(task: Task, rows: Rows) -> Fit:
 
     if task.loss == "poisson":
         raise UnsupportedError("has no Poisson regression of its own")
+    if task.loss == "mean squares":
+        raise UnsupportedError("has no lasso of its own")
     if task.is_logistic:
         if task.absolute:
             raise UnsupportedError("has no absolute values in logistic regression")
