@@ -263,6 +263,7 @@ class Ledger:
         threads: Mapping[str, int],
         suspects: Collection[str],
         where: Mapping[AttemptKey, str],
+        computed: Collection[AttemptKey] = (),
     ) -> list[Action]:
         """Say what is to be attempted once more.
 
@@ -277,12 +278,15 @@ class Ledger:
             there are no others.
         where : mapping of (shard, number) to str
             Workers on which attempts are, where they are known to be elsewhere than planned.
+        computed : collection of (shard, number)
+            Attempts that are done but for what they give back, which is on its way: another one
+            would not be there sooner.
         """
         self._now_s = now_s
         self._where = where
         if not threads:
             return []
-        suspects = set(suspects)
+        suspects, computed = set(suspects), set(computed)
         sound = {worker: n for worker, n in threads.items() if worker not in suspects}
         desk = _Desk(sound or threads, self.live, where, self._weight)
         limits = _Limits(self._runs, threads, self._policy.speculation_factor)
@@ -298,6 +302,8 @@ class Ledger:
                 why = f"{_some(at)} is suspect"
             elif len(shard.live) == 1 and not shard.is_alone:
                 (last,) = shard.live.values()
+                if last.key in computed:
+                    continue
                 elapsed_s = now_s - limits.begun_s(last.started_s, *at)
                 usual_s = limits.usual_s(self._weight(shard.blocks))
                 if elapsed_s > limits.limit_s(usual_s) and (is_late or desk.n_idle):

@@ -212,11 +212,10 @@ class Round(Generic[C]):
             if self._ledger.is_complete:
                 break
             self._look()
-            self._do(
-                self._ledger.tick(
-                    time.monotonic(), self._threads, self._run.monitor.suspects, self._where
-                )
-            )
+            computed = [key for key, f in self._futures.items() if f.status == "finished"]
+            suspects = self._run.monitor.suspects
+            now_s = time.monotonic()
+            self._do(self._ledger.tick(now_s, self._threads, suspects, self._where, computed))
 
     def cancel(self) -> None:
         """Take back what is under way."""

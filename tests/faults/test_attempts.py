@@ -169,6 +169,18 @@ def test_a_straggler_is_duplicated_once_three_quarters_are_in():
     assert cluster.pass_time(10.0) == []
 
 
+def test_sums_that_are_on_their_way_are_waited_for_unless_their_worker_is_suspect():
+    ledger = Ledger(FaultPolicy(), [1.0] * 4)
+    ledger.open([("a", (0,)), ("a", (1,)), ("b", (2,)), ("b", (3,))], 0.0)
+    for shard in range(3):
+        ledger.finished((shard, 0), 1.0 + shard % 2)
+    threads = dict.fromkeys("ab", 1)
+    assert ledger.tick(60.0, threads, (), {}, [(3, 0)]) == []
+    assert [s.attempt.worker for s in submits(ledger.tick(60.0, threads, {"b"}, {}, [(3, 0)]))] == [
+        "a"
+    ]
+
+
 def test_below_the_quorum_a_straggler_is_duplicated_only_if_somebody_is_idle():
     busy = Cluster([("a", (0,)), ("b", (1,)), ("b", (2,)), ("c", (3,)), ("c", (4,))])
     busy.pass_time(2.0)
