@@ -21,12 +21,18 @@ def importer() -> Callable[..., Coroutine[Any, Any, str]]:
     async def imported(*names: str) -> str:
         import asyncio
         import importlib
+        from contextlib import suppress
 
         from distributed.threadpoolexecutor import ThreadPoolExecutor
 
         loop = asyncio.get_running_loop()
         thread: Any = ThreadPoolExecutor(1, thread_name_prefix="dml-import")
         try:
+            # What the event loop itself is likely to import next, to read a task: two threads that
+            # begin a package by different modules of it wait for each other, and one of them is
+            # given a module that is not finished.
+            with suppress(ImportError):
+                await loop.run_in_executor(thread, importlib.import_module, "dask.array.core")
             first, *_ = [
                 await loop.run_in_executor(thread, importlib.import_module, name) for name in names
             ]
