@@ -193,7 +193,9 @@ class LinearEstimator(BaseEstimator):
         keeper: CheckpointKeeper | None,
         history: History,
     ) -> tuple[Setting, Outcome]:
-        share = self._sample_share(source) if self.solver == "auto" else 0.0
+        # A warm start is nearer to the optimum than that of a sample.
+        is_sampled = self.solver == "auto" and not self._is_warm()
+        share = self._sample_share(source) if is_sampled else 0.0
         with_moments = self._is_known_by_moments(source)
         survey = executor.survey(self._target_kind, share, with_moments)
         check_survey(survey.total)
@@ -202,9 +204,8 @@ class LinearEstimator(BaseEstimator):
         setting = self._setting(survey.total)
         executor.encode(setting.encoder)
         problem, start = setting.problem, setting.start
-        is_cold = setting.solver is None and not self._is_warm()
         kept: AbstractContextManager[KeptSample | None] = nullcontext()
-        if share and is_cold and is_worth_solving(problem, share):
+        if share and setting.solver is None and is_worth_solving(problem, share):
             kept = kept_sample(setting.encoder, survey.total)
         known = None
         if (moments := survey.total.moments) is not None:

@@ -278,11 +278,6 @@ class CheckpointKeeper:
 
     # -- going on ---------------------------------------------------------------------------
 
-    @property
-    def resumes(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return self._found is not None
-
     def check_data(self, survey: Survey) -> None:
         """Compare what the survey found with what the checkpoint says.
 

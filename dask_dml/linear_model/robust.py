@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from dask.base import is_dask_collection
 
+from dask_dml.data.source import Source
 from dask_dml.errors import IncompatibleError
 from dask_dml.estimator import Setting, as_dask, is_dataset, is_number
 from dask_dml.faults.checkpoint import Checkpoint
@@ -126,6 +127,10 @@ class HuberRegressor(LeastSquares):
                 "which is minimised over too; use solver='newton'"
             )
 
+    def _sample_share(self, source: Source) -> float:
+        # Its solver is its own, and looks at samples where they are.
+        return 0.0
+
     def _setting(self, survey: Survey) -> Setting:
         epsilon = float(self.epsilon)
         shape = np.empty(len(survey.moment1))
@@ -230,6 +235,10 @@ class QuantileRegressor(LeastSquares):
                 f"QuantileRegressor(solver={self.solver!r}): this solver needs a gradient, which "
                 "the pinball loss does not have at its kink; use solver='newton'"
             )
+
+    def _sample_share(self, source: Source) -> float:
+        # Its solver is its own, and looks at samples where they are.
+        return 0.0
 
     def _setting(self, survey: Survey) -> Setting:
         quantile, shape = float(self.quantile), np.empty(len(survey.moment1))

@@ -84,8 +84,8 @@ def test_names_are_kept(rows):
     assert dask_source(lazy(X), lazy(y), None, ("p", "q", "r")).feature_names == ("p", "q", "r")
 
 
-def test_nothing_is_computed_before_a_block_is_asked_for(rows):
-    X, y, weight = rows
+def watched_chunks(X):
+    """X lazily, and a list that its chunks' numbers come to as they are computed."""
     seen = []
 
     def look(block, block_info=None):
@@ -94,6 +94,12 @@ def test_nothing_is_computed_before_a_block_is_asked_for(rows):
         return block
 
     watched = lazy(X).map_blocks(look, dtype=X.dtype, meta=np.empty((0, 0)))
+    return watched, seen
+
+
+def test_nothing_is_computed_before_a_block_is_asked_for(rows):
+    X, y, weight = rows
+    watched, seen = watched_chunks(X)
     source = dask_source(watched, lazy(y), lazy(weight), None)
     loaders = source.loaders()
     assert seen == []
@@ -172,14 +178,7 @@ def test_what_is_split_does_not_depend_on_what_the_rows_are(rows):
 @pytest.mark.usefixtures("split")
 def test_parts_of_a_chunk_are_read_as_one(rows):
     X, y, _ = rows
-    seen = []
-
-    def look(block, block_info=None):
-        if block_info:
-            seen.append(block_info[0]["chunk-location"][0])
-        return block
-
-    watched = lazy(X).map_blocks(look, dtype=X.dtype, meta=np.empty((0, 0)))
+    watched, seen = watched_chunks(X)
     loaders = dask_source(watched, lazy(y), None, None).loaders()
     blocks = list(read_ahead(loaders))
     np.testing.assert_array_equal(np.vstack([block.X for block in blocks]), X)
