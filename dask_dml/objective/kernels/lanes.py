@@ -117,12 +117,21 @@ def spread(typing: Any, value: Any) -> Any:
     """The same number eight times."""
 
     def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        one = builder.insert_element(
-            ir.Constant(_VECTOR, ir.Undefined), arguments[0], ir.Constant(ir.IntType(32), 0)
-        )
-        return builder.shuffle_vector(one, one, _mask([0] * LANES))
+        return _spread(builder, arguments[0])
 
     return _lanes(types.float64), lower
+
+
+@_intrinsic
+def spread_from(typing: Any, array: Any, offset: Any) -> Any:
+    """The number at a place of a float64 array in C order, eight times."""
+
+    def lower(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        value = builder.load(builder.gep(data, [arguments[1]]))
+        return _spread(builder, value)
+
+    return _lanes(array, types.int64), lower
 
 
 @_intrinsic
@@ -133,9 +142,7 @@ def first_of(typing: Any, values: Any, others: Any, count: Any) -> Any:
         values, others, count = arguments
         numbers = ir.VectorType(ir.IntType(64), LANES)
         places = ir.Constant(numbers, list(range(LANES)))
-        zero = ir.Constant(ir.IntType(32), 0)
-        one = builder.insert_element(ir.Constant(numbers, ir.Undefined), count, zero)
-        counts = builder.shuffle_vector(one, one, _mask([0] * LANES))
+        counts = _spread(builder, count)
         return builder.select(builder.icmp_signed("<", places, counts), values, others)
 
     return _lanes(_lanes, _lanes, types.int64), lower
@@ -203,6 +210,12 @@ def _added_neighbours(builder: Any, a: Any, b: Any, width: int) -> Any:
     return builder.fadd(
         builder.shuffle_vector(a, b, _mask(left)), builder.shuffle_vector(a, b, _mask(right))
     )
+
+
+def _spread(builder: Any, value: Any) -> Any:
+    none = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    one = builder.insert_element(none, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, _mask([0] * LANES))
 
 
 def _mask(places: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from dask_dml.objective.kernels.compiling import compiled
-from dask_dml.objective.kernels.lanes import LANES, load, spread, store
+from dask_dml.objective.kernels.lanes import LANES, load, spread, spread_from, store
 from dask_dml.objective.losses import Array
 
 # Its decorators are not typed.
@@ -76,25 +76,21 @@ def add_tile(
     n_panels: int,
 ) -> None:
     """Add, in row order, eight multiples of each row of a panel to eight rows of sums."""
-    scalars = scalars.reshape(scalars.size)
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
-    for i in range(m):
-        row = load(panels, panel + i * LANES)
-        s0 += spread(scalars[at]) * row
-        s1 += spread(scalars[at + output_step]) * row
-        s2 += spread(scalars[at + 2 * output_step]) * row
-        s3 += spread(scalars[at + 3 * output_step]) * row
-        s4 += spread(scalars[at + 4 * output_step]) * row
-        s5 += spread(scalars[at + 5 * output_step]) * row
-        s6 += spread(scalars[at + 6 * output_step]) * row
-        s7 += spread(scalars[at + 7 * output_step]) * row
-        at += row_step
     step = n_panels * LANES
-    store(sums, to, load(sums, to) + s0)
-    store(sums, to + step, load(sums, to + step) + s1)
-    store(sums, to + 2 * step, load(sums, to + 2 * step) + s2)
-    store(sums, to + 3 * step, load(sums, to + 3 * step) + s3)
-    store(sums, to + 4 * step, load(sums, to + 4 * step) + s4)
-    store(sums, to + 5 * step, load(sums, to + 5 * step) + s5)
-    store(sums, to + 6 * step, load(sums, to + 6 * step) + s6)
-    store(sums, to + 7 * step, load(sums, to + 7 * step) + s7)
+    # Four rows at a time: their sums stay in registers, also where those hold four numbers only.
+    for _ in range(2):
+        s0 = s1 = s2 = s3 = spread(0.0)
+        place = at
+        for i in range(m):
+            row = load(panels, panel + i * LANES)
+            s0 += spread_from(scalars, place) * row
+            s1 += spread_from(scalars, place + output_step) * row
+            s2 += spread_from(scalars, place + 2 * output_step) * row
+            s3 += spread_from(scalars, place + 3 * output_step) * row
+            place += row_step
+        store(sums, to, load(sums, to) + s0)
+        store(sums, to + step, load(sums, to + step) + s1)
+        store(sums, to + 2 * step, load(sums, to + 2 * step) + s2)
+        store(sums, to + 3 * step, load(sums, to + 3 * step) + s3)
+        at += 4 * output_step
+        to += 4 * step
