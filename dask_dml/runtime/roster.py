@@ -12,6 +12,7 @@ from typing import Any
 import dask
 from dask.utils import parse_bytes
 from distributed import Client
+from distributed.comm.addressing import get_address_host
 
 from dask_dml.errors import NoWorkersError, WorkerPackageError
 from dask_dml.runtime.importing import importer
@@ -20,6 +21,7 @@ from dask_dml.version import __version__
 
 # Status of workers that may be given work; those paused for memory will go on.
 _ABLE = ("init", "running", "paused")
+_LOOPBACK = ("127.0.0.1", "::1")
 # How long workers are waited for to say what they have; those that take longer come in later.
 _ANSWER_S = 3.0
 # What a worker imports to say what it has. scipy.sparse, before a block is unpickled there: threads
@@ -86,6 +88,11 @@ class Roster:
         """Bytes a second that workers fetch from each other, as Dask has measured it."""
         usual = float(parse_bytes(dask.config.get("distributed.scheduler.bandwidth")))
         return statistics.median(self._bandwidths or [usual])
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether all workers can be reached from here without asking a network."""
+        return all(get_address_host(worker) in _LOOPBACK for worker in self._seen)
 
     def admit(self, now: Mapping[str, int]) -> dict[str, str]:
         """Take over who is there now, without newcomers that cannot be used.

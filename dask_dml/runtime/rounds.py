@@ -296,11 +296,13 @@ class Round(Generic[C]):
     def _begin_fetch(self, keys: tuple[AttemptKey, ...]) -> None:
         client = self._run.client
         futures = [self._futures[key] for key in keys]
+        # The sample of a survey is large, and twice on its way where the scheduler passes it on.
+        is_direct = self.kind == "survey" and self._run.roster.is_on_this_machine
 
         async def gather() -> Any:
             # Gathered once all are done: cut short while it waits, it would leave tasks behind.
             await wait(futures)
-            return await client.gather(futures, asynchronous=True)
+            return await client.gather(futures, direct=is_direct or None, asynchronous=True)
 
         self._fetches.append((keys, in_loop(client, gather())))
 
