@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from typing import Any
 
-from distributed import Scheduler
+from distributed import Scheduler, Status
 from distributed.protocol.pickle import dumps
 
 from dask_dml.runtime.importing import importer
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 _EQUIP_S = 60.0
 _EQUIP_TIMES = 3
 _RETRY_S = 3.0
+_LOOK_S = 0.05
 _AT_ONCE = 32
 
 
@@ -125,6 +127,7 @@ class Crew:
         self, worker: str, server: str, op: str, plugin: HeartbeatPlugin | NannyWatch
     ) -> None:
         answer: Any = None
+        await self._up(worker)
         for _ in range(_EQUIP_TIMES):
             async with self._turn:
                 # In a thread: it takes seconds the first time, and the event loop would be silent
@@ -147,6 +150,18 @@ class Crew:
             "%s took no plugin %s (%r): worker %s is watched by what is left, probes at the least",
             server, plugin.name, answer, worker,
         )  # fmt: skip
+
+    async def _up(self, worker: str) -> None:
+        """Wait until a newcomer has started.
+
+        It joins before, and what it imports then and what it is asked to import wait for each other
+        now and then; a nanny, and with it a cluster, waits for a start without an end.
+        """
+        end_s = time.monotonic() + _EQUIP_S
+        while (state := self._scheduler.workers.get(worker)) and state.status == Status.init:
+            if time.monotonic() > end_s:
+                break
+            await asyncio.sleep(_LOOK_S)
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
