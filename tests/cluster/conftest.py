@@ -203,6 +203,12 @@ def local() -> dml.Runtime:
     return dml.Runtime(client="local")
 
 
+@pytest.fixture(scope="session")
+def patient() -> dml.Runtime:
+    """A runtime that suspects nobody who is slow to answer on a busy machine."""
+    return dml.Runtime(faults=dml.FaultPolicy(pause_s=DEADLINE_S))
+
+
 def assert_same_bits(fitted: Any, expected: Any) -> None:
     """The same coefficients and the same objective in every round, to the last bit."""
     np.testing.assert_array_equal(fitted.coef_, expected.coef_, strict=True)

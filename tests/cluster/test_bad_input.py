@@ -171,7 +171,8 @@ def another_worker(client, until, setup):
 @pytest.mark.parametrize(
     ("setup", "found"), [(MISSING, "missing"), (OLD, "0.0.1")], ids=["missing", "old"]
 )
-def test_workers_without_the_package(client, problem, until, setup, found):
+def test_workers_without_the_package(client, problem, until, monkeypatch, setup, found):
+    monkeypatch.setattr("dask_dml.runtime.roster._ANSWER_S", 60.0)
     with another_worker(client, until, setup) as address:
         with pytest.raises(WorkerPackageError) as raised:
             LogisticRegression().fit(problem.X, problem.two)
@@ -182,7 +183,7 @@ def test_workers_without_the_package(client, problem, until, setup, found):
 
 
 def test_a_worker_without_the_package_that_joins_is_left_alone(
-    client, problem, until, descent, local, same_bits
+    client, problem, until, descent, local, patient, same_bits
 ):
     joined = []
 
@@ -193,7 +194,7 @@ def test_a_worker_without_the_package_that_joins_is_left_alone(
 
     data = problem.lazy(problem.X), problem.lazy(problem.two)
     try:
-        fitted = descent(callbacks=[join]).fit(*data)
+        fitted = descent(callbacks=[join], runtime=patient).fit(*data)
     finally:
         joined[0].__exit__(None, None, None)
     same_bits(fitted, descent(runtime=local).fit(*data))

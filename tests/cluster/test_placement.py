@@ -73,11 +73,11 @@ class Watch:
             self.tasks.append(tasks)
 
 
-def test_balanced_data_stays_where_it_is(client, persisted, scheduler_tasks):
+def test_balanced_data_stays_where_it_is(client, persisted, scheduler_tasks, patient):
     X, _ = persisted
     before, tasks = who_has(client, X), scheduler_tasks()
     watch = Watch(client)
-    LogisticRegression(callbacks=[watch]).fit(*persisted)
+    LogisticRegression(callbacks=[watch], runtime=patient).fit(*persisted)
     for during in watch.tasks:
         assert {key: during[key] for key in before} == before
         assert not prefixes(during) & {"dml-move", "dml-send"}
