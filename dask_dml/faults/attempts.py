@@ -5,7 +5,7 @@ when it is to be attempted once more:
 
 - its worker is suspect: another does it as well;
 - it is a straggler: three quarters of the round are in, or a worker is idle, and it takes 1.5 times
-  the median;
+  the median, and longer by as much as its blocks take to come to another worker;
 - it failed because its worker died: another worker does it again, as often as the budget allows.
 
 The first result of a block counts, later ones are dropped by key. A shard under which workers have
@@ -149,10 +149,16 @@ class Ledger:
     policy : FaultPolicy
     block_nbytes : sequence of float
         What each block weighs.
+    bandwidth : float
+        Bytes a second in which blocks come to a worker that is to do them as well; infinite where
+        it has them, or has to read them like the first one.
     """
 
-    def __init__(self, policy: FaultPolicy, block_nbytes: Sequence[float]) -> None:
+    def __init__(
+        self, policy: FaultPolicy, block_nbytes: Sequence[float], bandwidth: float = math.inf
+    ) -> None:
         self._policy = policy
+        self._bandwidth = bandwidth
         self._weights = [max(nbytes, 1.0) for nbytes in block_nbytes]
         self._total = sum(self._weights)
         self._shards: list[_Shard] = []
@@ -305,8 +311,10 @@ class Ledger:
                 if last.key in computed:
                     continue
                 elapsed_s = now_s - limits.begun_s(last.started_s, *at)
-                usual_s = limits.usual_s(self._weight(shard.blocks))
-                if elapsed_s > limits.limit_s(usual_s) and (is_late or desk.n_idle):
+                weight = self._weight(shard.blocks)
+                usual_s = limits.usual_s(weight)
+                limit_s = limits.limit_s(usual_s, weight / self._bandwidth)
+                if elapsed_s > limit_s and (is_late or desk.n_idle):
                     why = f"{elapsed_s:.2f} s where {usual_s:.2f} s are usual"
             if why and sound and (other := desk.least_busy(at)):
                 attempt = self._attempt(number, other, now_s)
@@ -470,9 +478,12 @@ class _Limits:
         """How long that usually takes."""
         return self._unit_s * weight
 
-    def limit_s(self, usual_s: float) -> float:
-        """How long it may take."""
-        return max(self._factor * usual_s, usual_s + STRAGGLER_S)
+    def limit_s(self, usual_s: float, coming_s: float) -> float:
+        """How long it may take, where its blocks come to another worker in so many seconds.
+
+        Whoever waits as long as the other way would take loses at most that.
+        """
+        return max(self._factor * usual_s, usual_s + STRAGGLER_S) + coming_s
 
     def begun_s(self, started_s: float, worker: str) -> float:
         """When a worker has begun what it was given at a time, at the latest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -140,7 +141,8 @@ class Round(Generic[C]):
         self.kind = kind
         self._work = work
         self._request: Any = work
-        self._ledger = Ledger(run.policy, run.block_nbytes)
+        bandwidth = run.roster.bandwidth if run.blocks.is_resident else math.inf
+        self._ledger = Ledger(run.policy, run.block_nbytes, bandwidth)
         self._futures: dict[AttemptKey, Future[Any]] = {}
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._gathered: Gathered[C] = Gathered()

@@ -210,6 +210,17 @@ def test_speeds_are_compared_by_the_weight_of_the_blocks():
     assert len(submits(ledger.tick(151.0, threads, (), {}))) == 1
 
 
+def test_a_straggler_is_given_the_time_that_its_blocks_take_to_come_to_another():
+    ledger = Ledger(FaultPolicy(), [4e8] * 4, bandwidth=1e8)
+    ledger.open([("a", (0,)), ("a", (1,)), ("b", (2,)), ("b", (3,))], 0.0)
+    for shard in range(3):
+        ledger.finished((shard, 0), 1.0 + shard % 2)
+    threads = dict.fromkeys("ab", 1)
+    # Begun at 1 s, late at 2.5 s, and then 4 s.
+    assert ledger.tick(6.4, threads, (), {}) == []
+    assert len(submits(ledger.tick(6.6, threads, (), {}))) == 1
+
+
 # -- deaths -------------------------------------------------------------------------------------
 
 
