@@ -212,7 +212,7 @@ def _compiled_statistics(
     from dask_dml.objective import kernels
 
     sums = kernels.Sums(loss, request.theta, request.center, request.order)
-    values = np.require(target, np.float64, ["C", "A"])
+    values = np.require(target, np.int32 if target.dtype == np.int32 else np.float64, ["C", "A"])
     for start, piece in dense_pieces(X, sums.subblock_rows):
         rows = slice(start, start + len(piece))
         sums.add(piece, values[rows], None if weight is None else weight[rows])

@@ -102,17 +102,20 @@ def block_moments(X: BlockMatrix, target: NDArray[np.generic], weight: Array | N
     """
     n_columns = X.shape[1]
     values: Array = np.require(target, np.float64, ["C", "A"])
-    weighty = np.arange(len(values)) if weight is None else np.flatnonzero(weight > 0.0)
-    if not len(weighty):
+    first = np.arange(min(len(values), _PILOT_ROWS))
+    if weight is not None:
+        first = np.flatnonzero(weight > 0.0)[:_PILOT_ROWS]
+    if not len(first):
         empty = np.zeros(n_columns + 1)
         return Moments(len(values), 0.0, empty, np.zeros((n_columns + 1,) * 2))
-    first = weighty[:_PILOT_ROWS]
     # Where coefficients are zero and all targets -1, the gradient is the sum of the columns.
     ones = Request(SquaredLoss(), np.zeros((1, n_columns)), np.zeros(n_columns), 1)
     center = block_statistics(ones, X[first], -np.ones(len(first)), None).gradient[0] / len(first)
     shift = math.fsum(values[first]) / len(first)
-    asked = Request(SquaredLoss(), np.zeros((1, n_columns + 1)), center, 2)
-    sums = block_statistics(asked, X, values - shift, weight)
+    # An intercept takes from the target as well, without a copy of it.
+    theta = np.zeros((1, n_columns + 1))
+    theta[0, -1] = shift
+    sums = block_statistics(Request(SquaredLoss(), theta, center, 2), X, values, weight)
     if sums.gram is None:
         raise RuntimeError("a request of order 2 was answered without a Gram matrix")
     total = sums.gram[-1, -1]

@@ -30,6 +30,10 @@ from dask_dml.objective.losses import Array
 from dask_dml.objective.moments import Moments, block_moments
 
 _MAX_CANDIDATES = 32
+_FIRST_ROWS = 1024
+# Labels are looked at so many at a time: for larger arrays a process gets new pages of memory, which
+# take longer than the looking.
+_PIECE_ROWS = 8192
 _SAMPLE_SEED = 20091
 
 
@@ -339,18 +343,9 @@ def _not_finite(X: BlockMatrix) -> tuple[NDArray[np.integer], NDArray[np.integer
 def _class_sums(
     y: NDArray[np.generic], weight: Array | None, block: int
 ) -> tuple[NDArray[np.generic], Array, Array, NDArray[np.intp]]:
-    if y.dtype.kind == "f" and not np.all(np.isfinite(y)):
-        row = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise DataError(
-            f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
-            f"({y[row]}): a class label must be finite (NaN and inf cannot be fitted)"
-        )
-    if y.dtype.kind == "f" and np.any(y != np.trunc(y)):
-        row = int(np.flatnonzero(y != np.trunc(y))[0])
-        raise DataError(
-            f"Unknown label type: continuous. Input y is {y[row]} in block {block}, row {row} of "
-            "the block: class labels are whole numbers or strings; use a regressor for others"
-        )
+    if y.dtype.kind == "f":
+        for start in range(0, len(y), _PIECE_ROWS):
+            _check_labels(y[start : start + _PIECE_ROWS], start, block)
     try:
         return _counted(y, weight)
     except TypeError as error:
@@ -361,19 +356,40 @@ def _class_sums(
         ) from error
 
 
+def _check_labels(y: NDArray[np.generic], start: int, block: int) -> None:
+    """Refuse some rows' floating labels that are none; they begin at a row of a block."""
+    if len(bad := np.flatnonzero(~np.isfinite(y))):
+        raise DataError(
+            f"Input y contains NaN or infinity in block {block}, first at row {start + bad[0]} of "
+            f"the block ({y[bad[0]]}): a class label must be finite (NaN and inf cannot be fitted)"
+        )
+    if len(bad := np.flatnonzero(y != np.trunc(y))):
+        raise DataError(
+            f"Unknown label type: continuous. Input y is {y[bad[0]]} in block {block}, row "
+            f"{start + bad[0]} of the block: class labels are whole numbers or strings; use a "
+            "regressor for others"
+        )
+
+
 def _counted(
     y: NDArray[np.generic], weight: Array | None
 ) -> tuple[NDArray[np.generic], Array, Array, NDArray[np.intp]]:
     # Labels are nearly always the few that the first rows show: comparing is cheaper than sorting.
-    candidates = np.unique(y[:1024])
+    candidates = np.unique(y[:_FIRST_ROWS])
     if len(candidates) <= _MAX_CANDIDATES:
-        where = [y == label for label in candidates]
-        rows = np.array([float(np.count_nonzero(hit)) for hit in where])
+        rows, weights = np.zeros(len(candidates)), np.zeros(len(candidates))
+        first = np.zeros(len(candidates), np.intp)
+        for start in range(0, len(y), _PIECE_ROWS):
+            part = slice(start, start + _PIECE_ROWS)
+            for k, label in enumerate(candidates):
+                hit = y[part] == label
+                n_hits = np.count_nonzero(hit)
+                if n_hits and not rows[k]:
+                    first[k] = start + hit.argmax()
+                rows[k] += n_hits
+                weights[k] += n_hits if weight is None else weight[part][hit].sum()
         if rows.sum() == len(y):
-            weights = rows
-            if weight is not None:
-                weights = np.array([float(weight[hit].sum()) for hit in where])
-            return candidates, rows, weights, np.array([hit.argmax() for hit in where], np.intp)
+            return candidates, rows, weights, first
     classes, first, codes = np.unique(y, return_index=True, return_inverse=True)
     return (
         classes,
@@ -386,22 +402,24 @@ def _counted(
 def _target_moments(
     y: NDArray[np.generic], weight: Array | None, block: int
 ) -> tuple[float, float]:
+    from dask_dml.objective import kernels
+
+    sums = kernels.ColumnSums(1)
     try:
-        values = np.require(y, np.float64, ["C", "A"])
+        for start, piece in dense_pieces(y[:, None], sums.subblock_rows):
+            sums.add(piece, None if weight is None else weight[start : start + len(piece)])
     except (TypeError, ValueError) as error:
         raise DataError(
             f"Input y of block {block} holds {y.dtype} values, and numbers are needed: {error}"
         ) from error
-    if not np.all(np.isfinite(values)):
-        row = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise DataError(
-            f"Input y contains NaN or infinity in block {block}, first at row {row} of the block "
-            f"({values[row]}): fill in or drop such rows before fit"
-        )
-    from dask_dml.objective import kernels
-
-    sums = kernels.ColumnSums(1)
-    sums.add(values[:, None], weight)
+    # A square of what is finite may not be.
+    if not np.isfinite(sums.moment2[0]):
+        values = np.require(y, np.float64)
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise DataError(
+                f"Input y contains NaN or infinity in block {block}, first at row {bad[0]} of the "
+                f"block ({values[bad[0]]}): fill in or drop such rows before fit"
+            )
     return float(sums.moment1[0]), float(sums.moment2[0])
 
 

@@ -96,7 +96,9 @@ class Sums:
         fitting = (_WIDE_BYTES if self._is_wide else _SCRATCH_BYTES) // nbytes
         self.subblock_rows = min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
 
-    def add(self, X: NDArray[np.generic], target: Array, weight: Array | None) -> None:
+    def add(
+        self, X: NDArray[np.generic], target: NDArray[np.generic], weight: Array | None
+    ) -> None:
         """Add rows.
 
         Parameters
@@ -104,10 +106,10 @@ class Sums:
         X : ndarray of shape (n, p), float32 or float64
             In C order; it need not be aligned. Unless these are the last rows, n is a multiple of
             ``subblock_rows``.
-        target : ndarray of shape (n,)
+        target : ndarray of shape (n,), int32 or float64
         weight : ndarray of shape (n,) or None
         """
-        _kernel(X.dtype.itemsize)(
+        _kernel(X.dtype.itemsize, target.dtype.itemsize)(
             self._loss.evaluate,
             self._loss.parameters,
             self._loss.is_coupled,
@@ -160,15 +162,17 @@ def _symmetric(upper: Array) -> Array:
 
 
 @functools.cache
-def _kernel(itemsize: int) -> Any:
+def _kernel(itemsize: int, target_itemsize: int) -> Any:
     """The kernel for blocks of a type; declared unaligned, as blocks from the wire are."""
     item = types.float32 if itemsize == 4 else types.float64
     rows = types.Array(item, 2, "C", readonly=True, aligned=False)
+    label = types.int32 if target_itemsize == 4 else types.float64
+    labels = types.Array(label, 1, "C", readonly=True, aligned=False)
     read = types.Array(types.float64, 1, "C", readonly=True, aligned=False)
     vector, matrix, matrices = (types.Array(types.float64, ndim, "C") for ndim in (1, 2, 3))
     count = types.int64
     loss = (types.FunctionType(SIGNATURE), vector, types.boolean, types.boolean)
-    data = (rows, matrix, vector, read, read, count, count, types.boolean)
+    data = (rows, matrix, vector, labels, read, count, count, types.boolean)
     return compiled(_add_sums, types.void(*loss, *data, vector, matrix, matrices))
 
 
@@ -180,7 +184,7 @@ def _add_sums(
     X: Any,
     theta: Array,
     center: Array,
-    target: Array,
+    target: Any,
     weight: Array,
     n_terms: int,
     most_rows: int,
@@ -200,7 +204,7 @@ def _add_sums(
         last[n_columns % LANES] = 1.0
         panels[min(n_columns // LANES, len(panels) - 1), :, n_columns % LANES] = 1.0
     part = np.zeros(padded)
-    losses, factors = np.zeros(most_rows), np.zeros(most_rows)
+    targets, losses, factors = np.zeros(most_rows), np.zeros(most_rows), np.zeros(most_rows)
     scores = np.zeros((n_outputs, most_rows))
     residuals = np.zeros((n_outputs, most_rows))
     curvatures = np.zeros((n_outputs, most_rows))
@@ -216,7 +220,10 @@ def _add_sums(
             for i in range(0, whole, LANES):
                 _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
                 _score_eight(panels, theta, i, scores)
-        evaluate(scores, target[start : start + m], parameters, losses, residuals, curvatures)
+        # Here and not of the block, whose copy would take pages of memory anew in each round.
+        for i in range(m):
+            targets[i] = target[start + i]
+        evaluate(scores, targets[:m], parameters, losses, residuals, curvatures)
         if has_width:
             _put_column(panels, n_terms - 1, scores[0], weight, start, m)
         if len(weight):
