@@ -31,6 +31,8 @@ BlockMatrix: TypeAlias = (
 )
 
 _SCRATCH_BYTES = 2 * 1024 * 1024
+# Of rows that are brought to one form or drawn, at a time.
+_PIECE_BYTES = 512 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
 _SAMPLE_SEED = 20151
@@ -179,16 +181,23 @@ def block_statistics(
     if request.order == 2 and request.gram_share < 1.0:
         sums = compiled(replace(request, order=1), X, target, weight)
         drawn = drawn_bundles(X.shape[0], request.gram_share)
-        some = replace(request, gram_share=1.0)
-        return replace(sums, gram=_sampled_statistics(some, X, target, weight, drawn).gram)
+        of_drawn = compiled(replace(request, gram_share=1.0), X, target, weight, drawn)
+        factor = X.shape[0] / max(len(drawn), 1)
+        return replace(sums, gram=None if of_drawn.gram is None else factor * of_drawn.gram)
     return compiled(request, X, target, weight)
 
 
 def _implicit_statistics(
-    request: Request, X: BlockMatrix, target: NDArray[np.generic], weight: Array | None
+    request: Request,
+    X: BlockMatrix,
+    target: NDArray[np.generic],
+    weight: Array | None,
+    drawn: NDArray[np.intp] | None = None,
 ) -> Statistics:
     from dask_dml.objective.implicit import implicit_statistics
 
+    if drawn is not None:
+        X, target, weight = X[drawn], target[drawn], None if weight is None else weight[drawn]
     return implicit_statistics(request, implicit_rows(X), target, weight)
 
 
@@ -208,15 +217,19 @@ def _compiled_statistics(
     X: Any,
     target: NDArray[np.generic],
     weight: Array | None,
+    drawn: NDArray[np.intp] | None = None,
 ) -> Statistics:
     from dask_dml.objective import kernels
 
     sums = kernels.Sums(loss, request.theta, request.center, request.order)
     values = np.require(target, np.int32 if target.dtype == np.int32 else np.float64, ["C", "A"])
-    for start, piece in dense_pieces(X, sums.subblock_rows):
-        rows = slice(start, start + len(piece))
+    multiple = sums.subblock_rows
+    pieces: Iterator[tuple[Any, NDArray[np.generic]]]
+    pieces = dense_pieces(X, multiple) if drawn is None else _drawn_pieces(X, drawn, multiple)
+    for rows, piece in pieces:
         sums.add(piece, values[rows], None if weight is None else weight[rows])
-    return Statistics(X.shape[0], sums.loss, sums.gradient, sums.gram)
+    n_rows = X.shape[0] if drawn is None else len(drawn)
+    return Statistics(n_rows, sums.loss, sums.gradient, sums.gram)
 
 
 def _sampled_statistics(
@@ -306,17 +319,45 @@ def drawn_bundles(n_rows: int, share: float) -> NDArray[np.intp]:
 
 def dense_pieces(
     X: NDArray[np.generic], multiple: int
-) -> Iterator[tuple[int, NDArray[np.generic]]]:
-    """The rows in C order, as float32 or float64, and where they start: whole where they are so."""
-    n_rows, n_columns = X.shape
-    if X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:
-        yield 0, X
+) -> Iterator[tuple[slice, NDArray[np.generic]]]:
+    """The rows in C order, as float32 or float64, and which they are: whole where they are so."""
+    n_rows = X.shape[0]
+    if _is_plain(X):
+        yield slice(n_rows), X
         return
-    dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize == 4 else np.float64
-    rows = -(-_SCRATCH_BYTES // (8 * max(n_columns, 1)) // multiple) * multiple
-    rows = max(rows, multiple)
-    for start in range(0, n_rows, rows):
-        yield start, np.ascontiguousarray(X[start : start + rows], dtype=dtype)
+    n_taken = _piece_rows(X, multiple)
+    for start in range(0, n_rows, n_taken):
+        rows = slice(start, start + n_taken)
+        yield rows, np.ascontiguousarray(X[rows], dtype=_plain_dtype(X))
+
+
+def _drawn_pieces(
+    X: NDArray[np.generic], drawn: NDArray[np.intp], multiple: int
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.generic]]]:
+    """The same of rows that were drawn; a piece lasts until the next one is asked for."""
+    n_taken = _piece_rows(X, multiple)
+    is_taken = _is_plain(X) and X.flags.aligned
+    room = np.empty((min(n_taken, len(drawn)) if is_taken else 0, X.shape[1]), X.dtype)
+    for start in range(0, len(drawn), n_taken):
+        rows = drawn[start : start + n_taken]
+        if is_taken:
+            # Faster than indexing, which does not have it aligned first.
+            yield rows, np.take(X, rows, axis=0, out=room[: len(rows)], mode="clip")
+        else:
+            yield rows, np.ascontiguousarray(X[rows], dtype=_plain_dtype(X))
+
+
+def _is_plain(X: NDArray[np.generic]) -> bool:
+    return X.dtype in (np.float32, np.float64) and bool(X.flags.c_contiguous)
+
+
+def _plain_dtype(X: NDArray[np.generic]) -> type[np.floating[Any]]:
+    return np.float32 if X.dtype.kind == "f" and X.dtype.itemsize == 4 else np.float64
+
+
+def _piece_rows(X: NDArray[np.generic], multiple: int) -> int:
+    n_rows = _PIECE_BYTES // (8 * max(X.shape[1], 1))
+    return max(n_rows // multiple * multiple, multiple)
 
 
 def reference_statistics(

@@ -31,8 +31,8 @@ from dask_dml.objective.moments import Moments, block_moments
 
 _MAX_CANDIDATES = 32
 _FIRST_ROWS = 1024
-# Labels are looked at so many at a time: for larger arrays a process gets new pages of memory, which
-# take longer than the looking.
+# Labels are looked at so many at a time: for larger arrays a process gets new pages of memory,
+# which take longer than the looking.
 _PIECE_ROWS = 8192
 _SAMPLE_SEED = 20091
 
@@ -306,8 +306,8 @@ def _dense_moments(
     from dask_dml.objective import kernels
 
     sums = kernels.ColumnSums(X.shape[1])
-    for start, piece in dense_pieces(X, sums.subblock_rows):
-        sums.add(piece, None if weight is None else weight[start : start + len(piece)])
+    for rows, piece in dense_pieces(X, sums.subblock_rows):
+        sums.add(piece, None if weight is None else weight[rows])
     return sums.moment1, sums.moment2, sums.lower, sums.upper
 
 
@@ -406,8 +406,8 @@ def _target_moments(
 
     sums = kernels.ColumnSums(1)
     try:
-        for start, piece in dense_pieces(y[:, None], sums.subblock_rows):
-            sums.add(piece, None if weight is None else weight[start : start + len(piece)])
+        for rows, piece in dense_pieces(y[:, None], sums.subblock_rows):
+            sums.add(piece, None if weight is None else weight[rows])
     except (TypeError, ValueError) as error:
         raise DataError(
             f"Input y of block {block} holds {y.dtype} values, and numbers are needed: {error}"
