@@ -356,7 +356,7 @@ def _plain_dtype(X: NDArray[np.generic]) -> type[np.floating[Any]]:
 
 
 def _piece_rows(X: NDArray[np.generic], multiple: int) -> int:
-    n_rows = _PIECE_BYTES // (8 * max(X.shape[1], 1))
+    n_rows: int = _PIECE_BYTES // (8 * max(X.shape[1], 1))
     return max(n_rows // multiple * multiple, multiple)
 
 

@@ -475,14 +475,14 @@ def relative_gap(value: float, gap: float, gap_after: float) -> float:
     """Bound of the relative gap after a step, from absolute bounds before and after it.
 
     The objective after the step is not known, only that it is above ``value - gap``. Rounding of
-    the sums themselves is added; of an objective that falls to zero, as in a perfect fit, nothing
-    below that rounding can be told, and the gap is relative to it.
+    the sums themselves and of the point is added; of an objective that falls to zero, as in a
+    perfect fit, nothing below that rounding can be told, and the gap is relative to it.
     """
     if not np.isfinite(gap_after):
         return np.nan
     noise = _NOISE * 0.125
     size = max(abs(value) - gap, noise * abs(value))
-    return gap_after / size + noise if size > 0.0 else noise
+    return gap_after / size + 2.0 * noise if size > 0.0 else 2.0 * noise
 
 
 def gradient_gap(value: float, gradient: Array, goal: Goal) -> float:

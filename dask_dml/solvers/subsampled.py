@@ -228,6 +228,9 @@ class SubsampledNewton:
             slope = float(state.gradient @ state.direction)
             if not is_descent(state.value, slope, state.step, evaluation.value):
                 return self._shortened(state, slope, evaluation.value)
+            fallen = state.value - evaluation.value
+            if state.n_trials and is_negligible(resolved(state.value, state.initial), fallen):
+                return self._exhausted(state)
             state = self._moved(state, evaluation)
         else:
             state = replace(state, initial=evaluation.value)
@@ -245,6 +248,13 @@ class SubsampledNewton:
             return replace(state, reason=STALLED) if self._is_last(state) else self._next(state)
         step = shorter_step(state.value, slope, state.step, trial_value)
         return replace(state, step=step, n_trials=state.n_trials + 1, gram_share=0.0)
+
+    def _exhausted(self, state: SubsampledState) -> SubsampledState:
+        """The state where what a step gains is lost in the rounding of the objective."""
+        if not self._is_last(state):
+            return self._next(state)
+        # What a bound lacks is for Newton's method to find.
+        return replace(state, reason=CONVERGED if self._is_certifiable else STALLED)
 
     def _is_last(self, state: SubsampledState) -> bool:
         return state.stage == len(self.shares) - 1
