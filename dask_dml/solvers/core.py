@@ -30,6 +30,9 @@ _NOISE = 64 * float(np.finfo(np.float64).eps)
 _UNIT = 0.25 * _NOISE
 # Of the sum of the weights: an objective that only rows of the least doubt are left of.
 _VANISHING = 1e-14
+# Inverse iterations for an eigenvalue, and the share of what they find that is tried as a bound.
+_ITERATIONS = 8
+_SURELY = 0.9
 # Reciprocal condition below which a Hessian is taken as singular.
 _SINGULAR = 1e-13
 
@@ -413,7 +416,34 @@ def least_eigenvalue(hessian: Array, row_extent: Array) -> float:
     extent = np.maximum(extent, 1e-4 * extent.max())
     metric = hessian / extent[:, None] / extent
     rounding = _UNIT * float(np.linalg.norm(metric))
-    return float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0]) - rounding
+    # Two factorisations show what an eigenvalue is above in a third of the time that it takes.
+    try:
+        factor = scipy.linalg.cholesky(metric, lower=True)
+        least = _SURELY * about_least_eigenvalue(factor, np.ones(len(metric)))
+        scipy.linalg.cholesky(metric - least * np.eye(len(metric)), lower=True)
+    except scipy.linalg.LinAlgError:
+        least = float(scipy.linalg.eigvalsh(metric, subset_by_index=[0, 0])[0])
+    return least - rounding
+
+
+def about_least_eigenvalue(factor: Array, extent: Array) -> float:
+    """About the least eigenvalue of a matrix in some units, by inverse iteration.
+
+    Parameters
+    ----------
+    factor : ndarray of shape (d, d)
+        The matrix's lower Cholesky factor.
+    extent : ndarray of shape (d,)
+        The units.
+    """
+    vector = np.ones(len(factor))
+    norm = 1.0
+    for _ in range(_ITERATIONS):
+        vector = extent * scipy.linalg.cho_solve((factor, True), extent * (vector / norm))
+        norm = float(np.linalg.norm(vector))
+        if not np.isfinite(norm):
+            return 0.0
+    return 1.0 / norm if norm > 0.0 else np.inf
 
 
 def _cholesky_solve(matrix: Array, norm: float, vector: Array) -> tuple[Array, float] | None:

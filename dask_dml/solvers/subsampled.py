@@ -23,6 +23,7 @@ from dask_dml.solvers.core import (
     Goal,
     SolverState,
     StoredState,
+    about_least_eigenvalue,
     certified_finish,
     gradient_gap,
     is_descent,
@@ -66,8 +67,6 @@ _MORE_OF_METRIC = 1.25
 # Accepted steps after which a metric is judged by them.
 _STEPS_TO_JUDGE = 3
 _MAX_TRIALS = 30
-# Inverse iterations for an eigenvalue that tells which rows are worth asking.
-_ITERATIONS = 8
 
 
 def growing_shares(n_rows: int, n_terms: int) -> tuple[float, ...]:
@@ -282,10 +281,11 @@ class SubsampledNewton:
         none = np.empty((0, len(state.point)))
         factor = _cholesky(evaluation.hessian)
         is_wanted = self._is_last(state) and self._is_certifiable
+        extent = np.tile(self.goal.row_extent, len(factor) // len(self.goal.row_extent))
         return replace(
             state,
             metric_share=share,
-            least_eigenvalue=_least_eigenvalue(factor, self.goal) if is_wanted else np.inf,
+            least_eigenvalue=about_least_eigenvalue(factor, extent) if is_wanted else np.inf,
             factor=factor,
             steps=none,
             changes=none,
@@ -495,17 +495,6 @@ def _cholesky(hessian: Array) -> Array:
         except scipy.linalg.LinAlgError:
             continue
     return np.eye(len(hessian)) * float(np.sqrt(max(mean, 1e-300)))
-
-
-def _least_eigenvalue(factor: Array, goal: Goal) -> float:
-    """About the least eigenvalue of a metric in units of the rows' extent, by inverse iteration."""
-    extent = np.tile(goal.row_extent, len(factor) // len(goal.row_extent))
-    vector = np.ones(len(factor))
-    norm = 1.0
-    for _ in range(_ITERATIONS):
-        vector = extent * scipy.linalg.cho_solve((factor, True), extent * (vector / norm))
-        norm = float(np.linalg.norm(vector))
-    return 1.0 / norm if norm > 0.0 else np.inf
 
 
 def _times_inverse(gradient: Array, factor: Array, steps: Array, changes: Array) -> Array:

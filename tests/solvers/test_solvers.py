@@ -19,7 +19,7 @@ from dask_dml.objective import (
     survey_block,
 )
 from dask_dml.solvers import LBFGS, Goal, GradientDescent, Newton, Relay, SubsampledNewton
-from dask_dml.solvers.core import CONVERGED, MAX_ITER, STALLED, state_arrays
+from dask_dml.solvers.core import CONVERGED, MAX_ITER, STALLED, least_eigenvalue, state_arrays
 
 
 class Case:
@@ -177,6 +177,24 @@ def test_a_gap_by_the_hessian_of_some_rows_is_never_below_the_true_one(
                 objective = case.objective(state.point)
                 assert state.gap >= (objective - optimum) / objective
     assert state.reason == CONVERGED
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    size=st.integers(1, 30),
+    condition=st.sampled_from([1.0, 1e3, 1e8, 1e12]),
+    is_definite=st.booleans(),
+)
+def test_the_least_eigenvalue_is_not_overestimated(seed, size, condition, is_definite):
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    values = np.geomspace(1.0, condition, size)
+    if not is_definite:
+        values[0] = -1.0
+    found = least_eigenvalue((basis * values) @ basis.T, np.ones(size))
+    rounding = 1e-13 * abs(values).max()
+    assert found <= values[0] + rounding
+    assert found >= min(0.8 * values[0], values[0]) - rounding
 
 
 def test_a_quadratic_is_done_after_one_round():
