@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_dml.objective.blocks import Request, Statistics
+from dask_dml.objective.blocks import GramDtype, Request, Statistics
 from dask_dml.objective.losses import Array, Loss
 from dask_dml.objective.penalties import Penalty
 from dask_dml.objective.survey import Survey
@@ -155,14 +155,15 @@ class Problem:
         share: float = 1.0,
         gram_share: float = 1.0,
         terms: NDArray[np.intp] | None = None,
+        gram_dtype: GramDtype = np.float64,
     ) -> Request:
-        """What to ask of the blocks for the objective at a point; shares as in `Request`.
+        """What to ask of the blocks for the objective at a point; as in `Request`.
 
         `terms` are those that the Hessian is of, the intercept among them; None is all.
         """
         columns = None if terms is None else terms[terms < len(self.center)]
         theta = self._theta(point)
-        return Request(self.loss, theta, self.center, order, share, gram_share, columns)
+        return Request(self.loss, theta, self.center, order, share, gram_share, columns, gram_dtype)
 
     def evaluation(
         self, point: Array, statistics: Statistics, terms: NDArray[np.intp] | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_dml.objective.blocks import Request, Statistics
+from dask_dml.objective.blocks import GramDtype, Request, Statistics
 from dask_dml.objective.losses import Array, HuberLoss
 from dask_dml.objective.problem import Evaluation, Problem
 
@@ -55,9 +55,10 @@ class WidthProblem(Problem):
         share: float = 1.0,
         gram_share: float = 1.0,
         terms: NDArray[np.intp] | None = None,
+        gram_dtype: GramDtype = np.float64,
     ) -> Request:
         """What to ask of the blocks for the objective at a point; as in `Problem`."""
-        request = super().request(point[:-1], order, share, gram_share, terms)
+        request = super().request(point[:-1], order, share, gram_share, terms, gram_dtype)
         theta = np.column_stack([request.theta, np.zeros(1)])
         return replace(request, theta=theta, loss=replace(self.loss, width=float(point[-1])))
 

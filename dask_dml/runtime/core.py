@@ -300,7 +300,9 @@ def minimise(
         # The solver's own sums too have other bits with another number of threads.
         with single_threaded_blas():
             ask = solver.ask(state)
-            request = problem.request(ask.point, ask.order, ask.share, ask.gram_share, ask.terms)
+            request = problem.request(
+                ask.point, ask.order, ask.share, ask.gram_share, ask.terms, ask.gram_dtype
+            )
         result, spent = evaluated(n_rounds, request)
         with single_threaded_blas():
             evaluation = problem.evaluation(ask.point, result.total, ask.terms)
@@ -312,7 +314,7 @@ def minimise(
                     n_rounds,
                 )
             state = solver.tell(state, evaluation)
-        if ask.order == 2 and ask.share * ask.gram_share == 1.0 and ask.terms is None:
+        if ask.is_whole_hessian:
             last = (ask.point, evaluation)
         n_rounds += 1
         passes += spent

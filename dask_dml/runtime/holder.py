@@ -30,6 +30,7 @@ from dask_dml.exchange.ranges import (
     key_ranges,
 )
 from dask_dml.objective import Request, Statistics
+from dask_dml.objective.blocks import GramDtype
 from dask_dml.objective.losses import Loss
 from dask_dml.objective.summation import Node
 from dask_dml.runtime.holder_directory import NAME, HolderDirectory
@@ -86,6 +87,7 @@ class HeldRequest:
         Bytes of theta and center.
     share, gram_share : float
         See `Request`.
+    gram_dtype : {numpy.float64, numpy.float32}
     """
 
     holder: HolderAddress
@@ -96,6 +98,7 @@ class HeldRequest:
     parameters_nbytes: int
     share: float
     gram_share: float
+    gram_dtype: GramDtype
 
     def pull(self) -> Request:
         """Get the request; called in a task.
@@ -124,6 +127,7 @@ class HeldRequest:
             self.order,
             self.share,
             self.gram_share,
+            gram_dtype=self.gram_dtype,
         )
 
     def push(
@@ -260,6 +264,7 @@ class HolderClient:
                 nbytes,
                 request.share,
                 request.gram_share,
+                request.gram_dtype,
             )
         raise HolderLostError(
             f"round {version} of run {self._run} could not be published: the hosts of its holder "

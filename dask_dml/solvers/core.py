@@ -16,6 +16,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from dask_dml.objective.blocks import GramDtype
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation, Problem
 
@@ -51,6 +52,8 @@ class Ask(NamedTuple):
         Of those rows, the share that the Hessian is formed of; it stands for all of them.
     terms : ndarray of int or None
         Terms, in order, that the Hessian is of; None is all. The point is zero in all others.
+    gram_dtype : {numpy.float64, numpy.float32}
+        What the Hessian's products are formed in; float32 may serve where it only leads the way.
     """
 
     point: Array
@@ -58,6 +61,13 @@ class Ask(NamedTuple):
     share: float = 1.0
     gram_share: float = 1.0
     terms: NDArray[np.intp] | None = None
+    gram_dtype: GramDtype = np.float64
+
+    @property
+    def is_whole_hessian(self) -> bool:
+        """Whether the Hessian is asked for as it is, of all rows and terms."""
+        is_exact = self.share * self.gram_share == 1.0 and self.gram_dtype == np.float64
+        return self.order == 2 and is_exact and self.terms is None
 
     @property
     def what(self) -> str:

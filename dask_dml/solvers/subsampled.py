@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
-from dask_dml.objective.blocks import certain_share
+from dask_dml.objective.blocks import GramDtype, certain_share
 from dask_dml.objective.losses import Array
 from dask_dml.objective.problem import Evaluation
 from dask_dml.solvers.core import (
@@ -67,6 +67,8 @@ _MORE_OF_METRIC = 1.25
 # Accepted steps after which a metric is judged by them.
 _STEPS_TO_JUDGE = 3
 _MAX_TRIALS = 30
+# Of a column whose values are squared in float32.
+_LEAST_EXTENT = 1e-12
 
 
 def growing_shares(n_rows: int, n_terms: int) -> tuple[float, ...]:
@@ -210,10 +212,21 @@ class SubsampledNewton:
     def ask(self, state: SubsampledState) -> Ask:
         """Value and gradient at the next trial point, and a Hessian where one is due."""
         if state.look:
-            return Ask(state.point, 2, self.shares[0], state.look)
+            dtype = np.float64 if np.isfinite(state.value) else self._metric_dtype
+            return Ask(state.point, 2, self.shares[0], state.look, gram_dtype=dtype)
         point = state.point + state.step * state.direction
         share = self.shares[state.stage]
-        return Ask(point, 2, share, state.gram_share) if state.gram_share else Ask(point, 1, share)
+        if not state.gram_share:
+            return Ask(point, 1, share)
+        dtype = np.float64 if self._is_last(state) else self._metric_dtype
+        return Ask(point, 2, share, state.gram_share, gram_dtype=dtype)
+
+    @property
+    def _metric_dtype(self) -> GramDtype:
+        """What a metric is formed in: float32, unless its squares might be too large or small."""
+        extent = self.goal.row_extent[self.goal.row_extent > 0.0]
+        is_usual = bool(np.all((extent > _LEAST_EXTENT) & (extent < 1.0 / _LEAST_EXTENT)))
+        return np.float32 if is_usual else np.float64
 
     def restore(self, stored: StoredState) -> SubsampledState:
         """The state that was stored."""
@@ -486,11 +499,12 @@ class SubsampledNewton:
 
 
 def _cholesky(hessian: Array) -> Array:
-    """Lower Cholesky factor; of what is singular to rounding, with a little on the diagonal."""
-    mean = float(np.diagonal(hessian).mean())
+    """Lower Cholesky factor; of what is singular to rounding, with more of its diagonal."""
+    diagonal = np.diagonal(hessian)
+    mean = float(diagonal.mean())
     for relative in (0.0, 1e-12, 1e-9, 1e-6, 1e-3):
         try:
-            shifted = hessian + relative * mean * np.eye(len(hessian))
+            shifted = hessian + np.diag(relative * np.where(diagonal > 0.0, diagonal, mean))
             return np.asarray(scipy.linalg.cholesky(shifted, lower=True))
         except scipy.linalg.LinAlgError:
             continue

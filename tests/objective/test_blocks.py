@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dask_dml.objective import (
     SquaredLoss,
     block_statistics,
 )
-from dask_dml.objective.blocks import design_blocks, scratch_rows
+from dask_dml.objective.blocks import design_blocks, reference_statistics, scratch_rows
 
 N, P = 3001, 5  # a few sub-blocks, the last one short, once they are as small as below
 
@@ -284,6 +285,19 @@ def test_order_1_leaves_out_the_gram_and_nothing_else():
     assert first.loss == second.loss
     assert first.gradient.tobytes() == second.gradient.tobytes()
     assert (first + second).gram is None
+
+
+@pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)], ids=repr)
+def test_a_gram_matrix_in_float32_is_the_same_to_its_digits(loss):
+    X, target, weight = rows(n_classes=3 if loss.n_outputs > 1 else 2)
+    asked = request(loss)
+    expected = reference_statistics(asked, X, target, weight)
+    rough = reference_statistics(replace(asked, gram_dtype=np.float32), X, target, weight)
+    assert rough.gram.dtype == np.float64
+    scale = np.sqrt(np.diagonal(expected.gram))
+    difference = (rough.gram - expected.gram) / np.outer(scale, scale)
+    assert 0.0 < abs(difference).max() < 1e-5
+    assert_same_bits(replace(rough, gram=None), replace(expected, gram=None))
 
 
 @pytest.mark.parametrize("centered", [False, True])
