@@ -44,6 +44,7 @@ from dask_dml.runtime.keys import new_run_id
 from dask_dml.runtime.local import LocalExecutor
 from dask_dml.runtime.sample import is_worth_solving, kept_sample, sample_share
 from dask_dml.runtime.small import brought_here
+from dask_dml.runtime.speeds import USUAL_ROUNDS
 from dask_dml.solvers import Solver
 from dask_dml.solvers.choice import choose_solver
 from dask_dml.solvers.core import CONVERGED, VANISHED
@@ -175,7 +176,12 @@ class LinearEstimator(BaseEstimator):
         here = None
         if self.runtime is None and self.solver == "auto":
             here = brought_here(source)
-        executor = runtime.executor(source, run_id) if here is None else LocalExecutor(here)
+        executor: Executor
+        if here is None:
+            n_rounds = 1 if self._is_known_by_moments(source) else USUAL_ROUNDS
+            executor = runtime.executor(source, run_id, n_rounds)
+        else:
+            executor = LocalExecutor(here)
         history.where = "in this process" if isinstance(executor, LocalExecutor) else "on a cluster"
         if here is not None:
             history.where += f", sooner than a cluster: {sum(source.block_nbytes) / 1e6:.2g} MB"

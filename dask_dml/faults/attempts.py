@@ -5,7 +5,7 @@ when it is to be attempted once more:
 
 - its worker is suspect: another does it as well;
 - it is a straggler: three quarters of the round are in, or a worker is idle, and it takes 1.5 times
-  the median, and longer by as much as its blocks take to come to another worker;
+  the median, and longer by as much as its blocks take to come to it and to another worker;
 - it failed because its worker died: another worker does it again, as often as the budget allows.
 
 The first result of a block counts, later ones are dropped by key. A shard under which workers have
@@ -313,7 +313,8 @@ class Ledger:
                 elapsed_s = now_s - limits.begun_s(last.started_s, *at)
                 weight = self._weight(shard.blocks)
                 usual_s = limits.usual_s(weight)
-                limit_s = limits.limit_s(usual_s, weight / self._bandwidth)
+                # They may have had to come to the first one, too.
+                limit_s = limits.limit_s(usual_s, 2.0 * weight / self._bandwidth)
                 if elapsed_s > limit_s and (is_late or desk.n_idle):
                     why = f"{elapsed_s:.2f} s where {usual_s:.2f} s are usual"
             if why and sound and (other := desk.least_busy(at)):

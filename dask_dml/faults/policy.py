@@ -56,8 +56,8 @@ class FaultPolicy:
     speculation_quorum : float
         Share of a round's blocks that must be done before stragglers are duplicated.
     speculation_factor : float
-        How many times the median a task must take to be a straggler; and then as long again as its
-        blocks take to another worker, if they stay with theirs.
+        How many times the median a task must take to be a straggler; and longer by as much as
+        its blocks take to come to it and to another worker, where blocks stay.
     retries : int
         How often the work of a block is submitted anew in one round because workers died or
         failed to answer.

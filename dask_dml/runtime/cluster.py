@@ -43,7 +43,7 @@ from dask_dml.runtime.relay import Answer
 from dask_dml.runtime.roster import Roster
 from dask_dml.runtime.rounds import Gathered, Round, Run, Shard, Share
 from dask_dml.runtime.shard import READ_AHEAD, FoldWork, RoundWork, SurveyWork
-from dask_dml.runtime.speeds import Speeds
+from dask_dml.runtime.speeds import USUAL_ROUNDS, Speeds
 from dask_dml.runtime.waiting import sending_promptly
 from dask_dml.version import __version__
 
@@ -75,6 +75,8 @@ class ClusterExecutor:
         Goes into the keys of all tasks.
     policy : FaultPolicy, optional
         How workers that fall silent, die or leave are dealt with.
+    n_rounds : int
+        How many rounds to expect: blocks are moved where that pays in so many.
 
     Raises
     ------
@@ -92,6 +94,7 @@ class ClusterExecutor:
         source: Source,
         run_id: str | None = None,
         policy: FaultPolicy | None = None,
+        n_rounds: int = USUAL_ROUNDS,
     ) -> None:
         if client.asynchronous:
             raise ClusterError(
@@ -104,7 +107,7 @@ class ClusterExecutor:
         policy = policy or FaultPolicy()
         self._block_nbytes = [max(nbytes, 1.0) for nbytes in source.block_nbytes]
         self._roster = Roster(client)
-        self._speeds = Speeds(self._block_nbytes)
+        self._speeds = Speeds(self._block_nbytes, n_rounds)
         self._rounds_s: dict[str, list[float]] = {}
         self._n_rounds = 0
         self._away: frozenset[str] = frozenset()

@@ -13,6 +13,7 @@ from dask_dml.faults import FaultPolicy
 from dask_dml.runtime.cluster import ClusterExecutor
 from dask_dml.runtime.core import Executor
 from dask_dml.runtime.local import LocalExecutor
+from dask_dml.runtime.speeds import USUAL_ROUNDS
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Runtime:
         # sklearn.clone copies arguments deeply; a connection is shared, not copied.
         return self
 
-    def executor(self, source: Source, run_id: str) -> Executor:
-        """Make an executor for a source.
+    def executor(self, source: Source, run_id: str, n_rounds: int = USUAL_ROUNDS) -> Executor:
+        """Make an executor for a source, and for about so many rounds.
 
         Raises
         ------
@@ -78,7 +79,7 @@ class Runtime:
                 secede()
         if client is None or client == "local":
             return LocalExecutor(source)
-        return ClusterExecutor(client, source, run_id, self.faults)
+        return ClusterExecutor(client, source, run_id, self.faults, n_rounds)
 
 
 def is_in_task() -> bool:

@@ -21,10 +21,9 @@ _FORGIVEN = 1.2
 # A round this much longer than with even loads, and no shorter, has its blocks placed anew.
 _UNEVEN = 1.4
 UNEVEN_S = 0.5
-# What is taken for granted while nothing is known: a thread's speed, and rounds that are to come;
-# later, as many are expected as there have been.
+# What is taken for granted while nothing is known: a thread's speed, and rounds that are to come.
 _FIRST_SPEED = 1e9
-_FIRST_ROUNDS = 20
+USUAL_ROUNDS = 20
 
 
 class Speeds:
@@ -34,10 +33,13 @@ class Speeds:
     ----------
     block_nbytes : sequence of float
         Bytes of each block.
+    n_rounds : int
+        Rounds that are to come; later, as many are expected as there have been.
     """
 
-    def __init__(self, block_nbytes: Sequence[float]) -> None:
+    def __init__(self, block_nbytes: Sequence[float], n_rounds: int = USUAL_ROUNDS) -> None:
         self._block_nbytes = block_nbytes
+        self._first_rounds = n_rounds
         self._speed: dict[str, float] = {}
         self._tried: set[str] = set()
 
@@ -105,7 +107,7 @@ class Speeds:
             Bytes a second that a worker sends or receives.
         """
         typical = statistics.median(self._speed.values()) if self._speed else _FIRST_SPEED
-        return max(n_rounds, _FIRST_ROUNDS) * bandwidth / typical
+        return max(n_rounds, self._first_rounds) * bandwidth / typical
 
     def shards(self, threads: Mapping[str, int], placed: Mapping[int, str]) -> dict[str, int]:
         """Into how many shards each worker's blocks are to be cut."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import dask
 import numpy as np
 from figures import Contender, Figure, Part, say
 from works import GAP, Array, Target, Work, objective
@@ -108,6 +107,13 @@ class Turns:
         return [o / t for o, t in zip(self.ours_s, self.theirs_s, strict=True)]
 
 
+def _computed(values: Any) -> Array:
+    """A dask array's values, a block at a time: as a whole they would all come to one worker."""
+    if isinstance(values, np.ndarray):
+        return values
+    return np.concatenate([values.blocks[i].compute() for i in range(values.numblocks[0])])
+
+
 class Comparison:
     """One work, done by all.
 
@@ -154,8 +160,8 @@ class Comparison:
     def _write(self, folder: Path, pair: Any) -> tuple[Array, Array]:
         """Write the data for the others, and read it back without holding it."""
         work = self._work
-        for name, values in zip(("X", "y"), dask.compute(*pair), strict=True):
-            np.save(folder / f"{name}.npy", values)
+        for name, values in zip(("X", "y"), pair, strict=True):
+            np.save(folder / f"{name}.npy", _computed(values))
         (folder / "work.json").write_text(
             json.dumps(
                 {

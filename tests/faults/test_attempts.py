@@ -216,9 +216,9 @@ def test_a_straggler_is_given_the_time_that_its_blocks_take_to_come_to_another()
     for shard in range(3):
         ledger.finished((shard, 0), 1.0 + shard % 2)
     threads = dict.fromkeys("ab", 1)
-    # Begun at 1 s, late at 2.5 s, and then 4 s.
-    assert ledger.tick(6.4, threads, (), {}) == []
-    assert len(submits(ledger.tick(6.6, threads, (), {}))) == 1
+    # Begun at 1 s, late at 2.5 s, and then twice 4 s.
+    assert ledger.tick(10.4, threads, (), {}) == []
+    assert len(submits(ledger.tick(10.6, threads, (), {}))) == 1
 
 
 # -- deaths -------------------------------------------------------------------------------------

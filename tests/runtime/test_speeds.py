@@ -75,6 +75,7 @@ def test_a_round_is_uneven_when_an_able_worker_has_nothing():
 
 def test_moving_is_worth_more_the_slower_the_work_and_the_longer_the_fit():
     assert Speeds(NBYTES).worth(0, 1e8) == 2.0
+    assert Speeds(NBYTES, n_rounds=1).worth(0, 1e8) == 0.1
     speeds = speeds_of(a=100.0, b=300.0)
     assert speeds.worth(0, 50.0) == speeds.worth(20, 50.0) == 5.0
     assert speeds.worth(100, 50.0) == 25.0
