@@ -33,8 +33,20 @@ TURNS = 5
 TURNS_S = 10.0
 
 
+FITTING = "fitting"
+
+
 class PeerError(Exception):
     """A program that did not fit, and why."""
+
+
+class StoppedError(PeerError):
+    """It took too long over something."""
+
+    def __init__(self, seconds: float, doing: str) -> None:
+        super().__init__(f"stopped after {seconds:.0f} s of {doing}")
+        self.seconds = seconds
+        self.doing = doing
 
 
 class PeerProcess:
@@ -77,7 +89,7 @@ class PeerProcess:
         try:
             line = self._answers.get(timeout=limit_s)
         except queue.Empty as error:
-            raise PeerError(f"stopped after {limit_s:.0f} s of {doing}") from error
+            raise StoppedError(limit_s, doing) from error
         if not line:
             raise PeerError(f"its process died while {doing}")
         answer = json.loads(line)
@@ -90,7 +102,7 @@ class PeerProcess:
         assert self._process.stdin is not None
         self._process.stdin.write("fit\n")
         self._process.stdin.flush()
-        return self.answer(limit_s, "fitting")
+        return self.answer(limit_s, FITTING)
 
 
 @dataclass
@@ -131,6 +143,7 @@ class Comparison:
         self._python = python
         self._turns: dict[str, Turns] = {}
         self._failures: dict[str, str] = {}
+        self._stopped_s: dict[str, float] = {}
         self._objectives: dict[str, float] = {}
         self._model: Any = None
 
@@ -154,6 +167,8 @@ class Comparison:
                     self._take_turns(peer, folder, pair, X, y)
                 except PeerError as error:
                     self._failures[peer] = str(error)
+                    if isinstance(error, StoppedError) and error.doing == FITTING:
+                        self._stopped_s[peer] = error.seconds
                     say(f"  {peer}: {error}")
         return Part(self._figures(), self._contenders())
 
@@ -242,6 +257,15 @@ class Comparison:
             for peer, turns in self._turns.items()
             if (not target.peers or peer in target.peers) and self._gap(peer) <= target.gap
         }
+        stopped_s = {p: s for p, s in self._stopped_s.items() if p in target.peers}
+        if not medians_s and stopped_s:
+            peer = min(stopped_s, key=stopped_s.__getitem__)
+            ours_s = statistics.median(self._ours_s)
+            detail = (
+                f"or less: {ours_s:.3g} s against more than {stopped_s[peer]:.3g} s of {peer}, "
+                "after which it was stopped"
+            )
+            return Figure(what, ours_s / stopped_s[peer], "x", target.ratio, detail)
         if not medians_s:
             missing = "; ".join(
                 f"{peer}: {self._failures[peer]}"
@@ -257,8 +281,12 @@ class Comparison:
         )
         return Figure(what, statistics.median(turns.ratios), "x", target.ratio, detail)
 
+    @property
+    def _ours_s(self) -> list[float]:
+        return [seconds for turns in self._turns.values() for seconds in turns.ours_s]
+
     def _contenders(self) -> list[Contender]:
-        ours_s = [seconds for turns in self._turns.values() for seconds in turns.ours_s]
+        ours_s = self._ours_s
         model = self._model
         rows = [
             Contender(
