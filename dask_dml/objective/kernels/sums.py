@@ -221,8 +221,7 @@ def _add_sums(
                 _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
                 _score_eight(panels, theta, i, scores)
         # Here and not of the block, whose copy would take pages of memory anew in each round.
-        for i in range(m):
-            targets[i] = target[start + i]
+        targets[:m] = target[start : start + m]
         evaluate(scores, targets[:m], parameters, losses, residuals, curvatures)
         if has_width:
             _put_column(panels, n_terms - 1, scores[0], weight, start, m)
