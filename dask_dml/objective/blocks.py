@@ -8,7 +8,6 @@ never means: blocks add up. Sparse blocks have sums of their own, see `implicit`
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,14 +30,11 @@ BlockMatrix: TypeAlias = (
 )
 
 _SCRATCH_BYTES = 2 * 1024 * 1024
-# Of rows that are brought to one form or drawn, at a time.
+# Of rows that are brought to one form, at a time.
 _PIECE_BYTES = 512 * 1024
 _MIN_SCRATCH_ROWS = 256
 _BUNDLE = 64
 _SAMPLE_SEED = 20151
-# Neighbouring rows that are drawn together for a Gram matrix, and how many such bundles at least.
-_ROWS_A_BUNDLE = 32
-_LEAST_BUNDLES = 100
 # Least chance of a row to be drawn for a Gram matrix, in units of the share of rows that are.
 _LEAST_CHANCE = 0.5
 
@@ -174,38 +170,28 @@ def block_statistics(
             return replace(first, gram=np.zeros((0, 0)))
         chosen = _chosen_columns(X, request.columns)
         return replace(first, gram=block_statistics(some, chosen, target, weight).gram)
-    compiled: Callable[..., Statistics]
     if not isinstance(X, np.ndarray):
-        compiled = _implicit_statistics
-    else:
-        from dask_dml.objective import kernels
+        return _implicit_statistics(request, X, target, weight)
+    from dask_dml.objective import kernels
 
-        loss = kernels.compiled_loss(request.loss)
-        is_narrow = request.order == 1 or X.shape[1] <= kernels.GRAM_COLUMNS
-        if loss is None or not is_narrow:
-            return _blas_statistics(kernels.row_terms(request.loss), request, X, target, weight)
-        compiled = functools.partial(_compiled_statistics, loss)
-    if request.order == 2 and request.gram_share < 1.0:
-        sums = compiled(replace(request, order=1), X, target, weight)
-        drawn = drawn_bundles(X.shape[0], request.gram_share)
-        of_drawn = compiled(replace(request, gram_share=1.0), X, target, weight, drawn)
-        factor = X.shape[0] / max(len(drawn), 1)
-        return replace(sums, gram=None if of_drawn.gram is None else factor * of_drawn.gram)
-    return compiled(request, X, target, weight)
+    loss = kernels.compiled_loss(request.loss)
+    is_narrow = request.order == 1 or X.shape[1] <= kernels.GRAM_COLUMNS
+    if loss is None or not is_narrow:
+        return _blas_statistics(kernels.row_terms(request.loss), request, X, target, weight)
+    return _compiled_statistics(loss, request, X, target, weight)
 
 
 def _implicit_statistics(
-    request: Request,
-    X: BlockMatrix,
-    target: NDArray[np.generic],
-    weight: Array | None,
-    drawn: NDArray[np.intp] | None = None,
+    request: Request, X: Any, target: NDArray[np.generic], weight: Array | None
 ) -> Statistics:
     from dask_dml.objective.implicit import implicit_statistics
 
-    if drawn is not None:
-        X, target, weight = X[drawn], target[drawn], None if weight is None else weight[drawn]
-    return implicit_statistics(request, implicit_rows(X), target, weight)
+    if request.order == 1 or request.gram_share == 1.0:
+        return implicit_statistics(request, implicit_rows(X), target, weight)
+    first = _implicit_statistics(replace(request, order=1), X, target, weight)
+    drawn = drawn_rows(X.shape[0], request.gram_share)
+    of_drawn = _sampled_statistics(replace(request, gram_share=1.0), X, target, weight, drawn)
+    return replace(first, gram=of_drawn.gram)
 
 
 def implicit_rows(X: Any) -> ImplicitRows:
@@ -221,22 +207,18 @@ def implicit_rows(X: Any) -> ImplicitRows:
 def _compiled_statistics(
     loss: Any,
     request: Request,
-    X: Any,
+    X: NDArray[np.generic],
     target: NDArray[np.generic],
     weight: Array | None,
-    drawn: NDArray[np.intp] | None = None,
 ) -> Statistics:
     from dask_dml.objective import kernels
 
-    sums = kernels.Sums(loss, request.theta, request.center, request.order)
+    gram_share = request.gram_share if request.order == 2 else 0.0
+    sums = kernels.Sums(loss, request.theta, request.center, gram_share)
     values = np.require(target, np.int32 if target.dtype == np.int32 else np.float64, ["C", "A"])
-    multiple = sums.subblock_rows
-    pieces: Iterator[tuple[Any, NDArray[np.generic]]]
-    pieces = dense_pieces(X, multiple) if drawn is None else _drawn_pieces(X, drawn, multiple)
-    for rows, piece in pieces:
+    for rows, piece in dense_pieces(X, sums.subblock_rows):
         sums.add(piece, values[rows], None if weight is None else weight[rows])
-    n_rows = X.shape[0] if drawn is None else len(drawn)
-    return Statistics(n_rows, sums.loss, sums.gradient, sums.gram)
+    return Statistics(X.shape[0], sums.loss, sums.gradient, sums.gram)
 
 
 def _sampled_statistics(
@@ -304,67 +286,23 @@ def drawn_rows(
     return edges[:-1] + (within * np.diff(edges)).astype(np.intp)
 
 
-def drawn_bundles(n_rows: int, share: float) -> NDArray[np.intp]:
-    """A random sample of row numbers, of neighbouring ones, which are faster to come by.
-
-    Parameters
-    ----------
-    n_rows : int
-    share : float
-        In (0, 1].
-
-    Returns
-    -------
-    ndarray of int
-        The same ones each time; single rows where there would be few bundles.
-    """
-    if share * n_rows < _LEAST_BUNDLES * _ROWS_A_BUNDLE:
-        return drawn_rows(n_rows, share)
-    bundles = drawn_rows(n_rows // _ROWS_A_BUNDLE, share)
-    return np.ravel(bundles[:, None] * _ROWS_A_BUNDLE + np.arange(_ROWS_A_BUNDLE))
-
-
 def dense_pieces(
     X: NDArray[np.generic], multiple: int
 ) -> Iterator[tuple[slice, NDArray[np.generic]]]:
     """The rows in C order, as float32 or float64, and which they are: whole where they are so."""
     n_rows = X.shape[0]
-    if _is_plain(X):
+    if X.dtype in (np.float32, np.float64) and X.flags.c_contiguous:
         yield slice(n_rows), X
         return
-    n_taken = _piece_rows(X, multiple)
+    n_taken: int = _PIECE_BYTES // (8 * max(X.shape[1], 1))
+    n_taken = max(n_taken // multiple * multiple, multiple)
     for start in range(0, n_rows, n_taken):
         rows = slice(start, start + n_taken)
         yield rows, np.ascontiguousarray(X[rows], dtype=_plain_dtype(X))
 
 
-def _drawn_pieces(
-    X: NDArray[np.generic], drawn: NDArray[np.intp], multiple: int
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.generic]]]:
-    """The same of rows that were drawn; a piece lasts until the next one is asked for."""
-    n_taken = _piece_rows(X, multiple)
-    is_taken = _is_plain(X) and X.flags.aligned
-    room = np.empty((min(n_taken, len(drawn)) if is_taken else 0, X.shape[1]), X.dtype)
-    for start in range(0, len(drawn), n_taken):
-        rows = drawn[start : start + n_taken]
-        if is_taken:
-            # Faster than indexing, which does not have it aligned first.
-            yield rows, np.take(X, rows, axis=0, out=room[: len(rows)], mode="clip")
-        else:
-            yield rows, np.ascontiguousarray(X[rows], dtype=_plain_dtype(X))
-
-
-def _is_plain(X: NDArray[np.generic]) -> bool:
-    return X.dtype in (np.float32, np.float64) and bool(X.flags.c_contiguous)
-
-
 def _plain_dtype(X: NDArray[np.generic]) -> type[np.floating[Any]]:
     return np.float32 if X.dtype.kind == "f" and X.dtype.itemsize == 4 else np.float64
-
-
-def _piece_rows(X: NDArray[np.generic], multiple: int) -> int:
-    n_rows: int = _PIECE_BYTES // (8 * max(X.shape[1], 1))
-    return max(n_rows // multiple * multiple, multiple)
 
 
 def reference_statistics(

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression as Reference
 
 from dask_dml.linear_model import LogisticRegression
 from dask_dml.objective import LogisticLoss, MultinomialLoss, Request, block_statistics
-from dask_dml.objective.blocks import certain_share, drawn_bundles, drawn_rows
+from dask_dml.objective.blocks import certain_share, drawn_rows
 from dask_dml.objective.losses import PoissonLoss
 from dask_dml.solvers import Goal, SubsampledNewton
 from dask_dml.solvers.core import StoredState, state_arrays, state_reasons
@@ -36,14 +36,33 @@ def test_a_draw_has_its_share_of_the_rows_each_once(n, share):
     assert rows[-1] < n
 
 
-@given(n=st.integers(1, 50_000), share=st.floats(1e-4, 1.0))
-def test_bundles_too_have_their_share_of_the_rows_each_once(n, share):
-    rows = drawn_bundles(n, share)
-    assert len(rows) >= 0.99 * share * n
-    assert len(rows) <= share * n + 32
-    assert np.all(np.diff(rows) > 0)
-    assert rows[0] >= 0
-    assert rows[-1] < n
+@given(n=st.integers(1, 5000), share=st.floats(1e-4, 1.0))
+def test_a_gram_of_a_share_is_of_as_many_rows_of_each_part_of_a_block(n, share):
+    # A column for each quarter: its entry of the Gram matrix counts the rows that are in it.
+    X = np.zeros((n, 4))
+    X[np.arange(n), np.arange(n) * 4 // n] = 1.0
+    request = Request(LogisticLoss(), np.zeros((1, 4)), np.zeros(4), 2, gram_share=share)
+    gram = block_statistics(request, X, np.zeros(n), None).gram
+    assert np.trace(gram) == pytest.approx(0.25 * n, rel=1e-12)
+    if n >= 2048:
+        counts = np.count_nonzero(X, axis=0)
+        np.testing.assert_allclose(4.0 * np.diagonal(gram), counts, atol=256 + 0.05 * n)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.4, 1.0])
+def test_a_gram_of_a_share_has_the_bits_of_its_block_however_that_lies_in_memory(share):
+    X, y = made(20_000, 11)
+    theta = 0.3 * np.random.default_rng(1).normal(size=(1, 12))
+    request = Request(LogisticLoss(), theta, X.mean(axis=0).astype(float), 2, gram_share=share)
+    buffer = np.empty(X.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(X.shape)
+    buffer[...] = X
+    first, *others = (
+        block_statistics(request, rows, y, None)
+        for rows in (X, np.asfortranarray(X), buffer, np.repeat(X, 2, axis=0)[::2])
+    )
+    for other in others:
+        np.testing.assert_array_equal(other.gram, first.gram)
+        np.testing.assert_array_equal(other.gradient, first.gradient)
 
 
 @pytest.mark.parametrize("loss", [LogisticLoss(), MultinomialLoss(3)])

@@ -10,11 +10,15 @@ sum has its order written out:
   sum of four over every fourth, and in row order where rows are wide or outputs several, as is the
   Gram matrix;
 - sub-blocks are added in order.
+
+A Gram matrix of a share of the rows is formed of neighbouring ones of each sub-block, which are in
+cache already.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numba
@@ -66,8 +70,8 @@ class Sums:
         one.
     center : ndarray of shape (p,)
         Subtracted from the columns.
-    order : {1, 2}
-        1: loss and gradient. 2: the Gram matrix too.
+    gram_share : float
+        Share of the rows that the Gram matrix is formed of, about; 0 for no such matrix.
 
     Attributes
     ----------
@@ -75,12 +79,11 @@ class Sums:
         Rows of a sub-block.
     """
 
-    def __init__(self, loss: CompiledLoss, theta: Array, center: Array, order: int) -> None:
+    def __init__(self, loss: CompiledLoss, theta: Array, center: Array, gram_share: float) -> None:
         n_outputs, n_terms = theta.shape
         padded = _padded(n_terms)
         self._loss = loss
         self._shape = theta.shape
-        self._order = order
         self._theta = np.zeros((n_outputs, padded))
         self._theta[:, :n_terms] = theta
         self._center = np.zeros(padded)
@@ -88,13 +91,15 @@ class Sums:
         self._loss_sum = np.zeros(1)
         self._gradient = np.zeros((n_outputs, padded))
         n_grams = n_outputs * (n_outputs - 1) // 2 if loss.is_coupled else n_outputs
-        self._grams = np.zeros((n_grams if order == 2 else 0, padded, padded))
+        self._grams = np.zeros((n_grams if gram_share else 0, padded, padded))
         # Rows that are long and used twice only stay where they are.
         is_plain = n_outputs == 1 and not loss.has_width
-        self._is_wide = order == 1 and is_plain and padded > _WIDE_TERMS
+        self._is_wide = not gram_share and is_plain and padded > _WIDE_TERMS
         nbytes = 8 * (padded + 3 * n_outputs)
         fitting = (_WIDE_BYTES if self._is_wide else _SCRATCH_BYTES) // nbytes
         self.subblock_rows = min(max(fitting // LANES * LANES, _LEAST_ROWS), _MOST_ROWS)
+        self._gram_rows = math.ceil(gram_share * self.subblock_rows)
+        self._n_rows = self._n_in_gram = 0
 
     def add(
         self, X: NDArray[np.generic], target: NDArray[np.generic], weight: Array | None
@@ -121,11 +126,16 @@ class Sums:
             np.empty(0) if weight is None else weight,
             self._shape[1],
             self.subblock_rows,
+            self._gram_rows,
+            self._n_rows // self.subblock_rows,
             self._is_wide,
             self._loss_sum,
             self._gradient,
             self._grams,
         )
+        n_whole, n_left = divmod(len(X), self.subblock_rows)
+        self._n_rows += len(X)
+        self._n_in_gram += n_whole * self._gram_rows + min(n_left, self._gram_rows)
 
     @property
     def loss(self) -> float:
@@ -139,9 +149,12 @@ class Sums:
 
     @property
     def gram(self) -> Array | None:
-        """Its Hessian, shape (K q, K q), outputs outermost; None where it was not asked for."""
+        """Its Hessian, shape (K q, K q), outputs outermost; None where it was not asked for.
+
+        That of some of the rows is scaled up to all of them.
+        """
         n_outputs, q = self._shape
-        if self._order == 1:
+        if not self._gram_rows:
             return None
         gram = np.zeros((n_outputs, q, n_outputs, q))
         blocks = (_symmetric(self._grams[number, :q, :q]) for number in range(len(self._grams)))
@@ -154,6 +167,7 @@ class Sums:
                     gram[k, :, k] += block
                     gram[j, :, j] += block
                     gram[k, :, j] = gram[j, :, k] = -block
+        gram *= self._n_rows / max(self._n_in_gram, 1)
         return gram.reshape(n_outputs * q, n_outputs * q)
 
 
@@ -172,7 +186,7 @@ def _kernel(itemsize: int, target_itemsize: int) -> Any:
     vector, matrix, matrices = (types.Array(types.float64, ndim, "C") for ndim in (1, 2, 3))
     count = types.int64
     loss = (types.FunctionType(SIGNATURE), vector, types.boolean, types.boolean)
-    data = (rows, matrix, vector, labels, read, count, count, types.boolean)
+    data = (rows, matrix, vector, labels, read, count, count, count, count, types.boolean)
     return compiled(_add_sums, types.void(*loss, *data, vector, matrix, matrices))
 
 
@@ -188,6 +202,8 @@ def _add_sums(
     weight: Array,
     n_terms: int,
     most_rows: int,
+    gram_rows: int,
+    first_subblock: int,
     is_wide: bool,
     loss_sum: Array,
     gradient: Array,
@@ -242,6 +258,8 @@ def _add_sums(
                 gradient[0, j] += part[j]
         else:
             _add_gradient(panels, residuals, whole, gradient)
+        n_in_gram = min(gram_rows, m)
+        first = _anywhere(first_subblock + start // most_rows, m - n_in_gram)
         if len(grams) and is_coupled:
             number = 0
             for k in range(n_outputs):
@@ -250,13 +268,19 @@ def _add_sums(
                         factors[i] = curvatures[k, i] * curvatures[j, i]
                     if len(weight):
                         _weigh(factors, weight, start, m)
-                    _add_gram(panels, factors, m, scaled, grams[number])
+                    _add_gram(panels, factors, first, n_in_gram, scaled, grams[number])
                     number += 1
         elif len(grams):
             for k in range(n_outputs):
                 if len(weight):
                     _weigh(curvatures[k], weight, start, m)
-                _add_gram(panels, curvatures[k], m, scaled, grams[k])
+                _add_gram(panels, curvatures[k], first, n_in_gram, scaled, grams[k])
+
+
+@_inlined
+def _anywhere(number: int, largest: int) -> int:
+    """One of 0, ..., `largest` for a sub-block's number, without a pattern in their order."""
+    return number * 2654435761 % 4294967296 // 65536 % (largest + 1)
 
 
 @_inlined
@@ -450,15 +474,18 @@ def _add_gradient(panels: Array, residuals: Array, whole: int, gradient: Array) 
 
 
 @_inlined
-def _add_gram(panels: Array, factors: Array, m: int, scaled: Array, gram: Array) -> None:
-    """Add to the upper triangle, and to what is left of it in a group of eight columns."""
+def _add_gram(
+    panels: Array, factors: Array, first: int, m: int, scaled: Array, gram: Array
+) -> None:
+    """Add rows to the upper triangle, and to what is left of it in a group of eight columns."""
     n_panels, room = panels.shape[0], panels.shape[1]
     for g in range(n_panels):
-        for i in range(m):
+        for i in range(first, first + m):
             at = (g * room + i) * LANES
             store(scaled, at, spread(factors[i]) * load(panels, at))
-    size = room * LANES
+    size, skipped = room * LANES, first * LANES
     for g in range(n_panels):
         for a in range(g + 1):
             to = (a * LANES * n_panels + g) * LANES
-            add_tile(scaled, a * size, 1, LANES, panels, g * size, m, gram, to, n_panels)
+            at, panel = a * size + skipped, g * size + skipped
+            add_tile(scaled, at, 1, LANES, panels, panel, m, gram, to, n_panels)
