@@ -32,8 +32,8 @@ from itertools import pairwise
 
 from dask_dml.faults.policy import FaultPolicy
 
-# Rounds shorter than this have no stragglers worth a second task.
-STRAGGLER_S = 0.5
+# What takes no longer than this beyond the usual is not worth a second task.
+_STRAGGLER_S = 0.5
 # How long a block rests that is to be tried alone; workers that die closer together than this may
 # die of the same cause.
 REST_S = 2.0
@@ -453,6 +453,18 @@ class _Desk:
             self._idle.discard(worker)
 
 
+def straggler_limit_s(usual_s: float, factor: float) -> float:
+    """How long something may take before it is late.
+
+    Parameters
+    ----------
+    usual_s : float
+    factor : float
+        `FaultPolicy.speculation_factor`.
+    """
+    return max(factor * usual_s, usual_s + _STRAGGLER_S)
+
+
 class _Limits:
     """How long attempts usually take, once somebody wants to know."""
 
@@ -484,7 +496,7 @@ class _Limits:
 
         Whoever waits as long as the other way would take loses at most that.
         """
-        return max(self._factor * usual_s, usual_s + STRAGGLER_S) + coming_s
+        return straggler_limit_s(usual_s, self._factor) + coming_s
 
     def begun_s(self, started_s: float, worker: str) -> float:
         """When a worker has begun what it was given at a time, at the latest."""

@@ -23,7 +23,14 @@ from dask_dml.solvers import Goal, PerspectiveNewton, SmoothingNewton
 from dask_dml.solvers.perspective import NO_SCALE
 
 
-class HuberRegressor(LeastSquares):
+class _SolverOfItsOwn(LeastSquares):
+    """What they share: a solver that looks at samples where they are."""
+
+    def _sample_share(self, source: Source) -> float:
+        return 0.0
+
+
+class HuberRegressor(_SolverOfItsOwn):
     r"""Linear regression with Huber's loss, and the scale of the errors estimated with it.
 
     Minimises ``sum_i s_i * (scale + H((y_i - z_i) / scale) * scale) + alpha * |coef|^2`` over
@@ -127,10 +134,6 @@ class HuberRegressor(LeastSquares):
                 "which is minimised over too; use solver='newton'"
             )
 
-    def _sample_share(self, source: Source) -> float:
-        # Its solver is its own, and looks at samples where they are.
-        return 0.0
-
     def _setting(self, survey: Survey) -> Setting:
         epsilon = float(self.epsilon)
         shape = np.empty(len(survey.moment1))
@@ -154,7 +157,7 @@ class HuberRegressor(LeastSquares):
         self.scale_ = float(point[-1])
 
 
-class QuantileRegressor(LeastSquares):
+class QuantileRegressor(_SolverOfItsOwn):
     r"""Linear regression of a quantile, penalised by the sum of absolute coefficients.
 
     Minimises ``sum_i s_i * pinball(y_i - z_i) / sum_i s_i + alpha * |coef|_1``, with ``pinball(r) =
@@ -235,10 +238,6 @@ class QuantileRegressor(LeastSquares):
                 f"QuantileRegressor(solver={self.solver!r}): this solver needs a gradient, which "
                 "the pinball loss does not have at its kink; use solver='newton'"
             )
-
-    def _sample_share(self, source: Source) -> float:
-        # Its solver is its own, and looks at samples where they are.
-        return 0.0
 
     def _setting(self, survey: Survey) -> Setting:
         quantile, shape = float(self.quantile), np.empty(len(survey.moment1))

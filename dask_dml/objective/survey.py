@@ -29,8 +29,9 @@ from dask_dml.objective.implicit import column_moments
 from dask_dml.objective.losses import Array
 from dask_dml.objective.moments import Moments, block_moments
 
-_MAX_CANDIDATES = 32
+# Rows whose labels are taken for all that there are, and how many labels are worth comparing with.
 _FIRST_ROWS = 1024
+_MAX_CANDIDATES = 32
 # Labels are looked at so many at a time: for larger arrays a process gets new pages of memory,
 # which take longer than the looking.
 _PIECE_ROWS = 8192

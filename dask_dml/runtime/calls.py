@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Client
 from distributed.protocol.pickle import dumps
 
-from dask_dml.faults.attempts import STRAGGLER_S
+from dask_dml.faults.attempts import straggler_limit_s
 from dask_dml.faults.policy import FaultPolicy
 from dask_dml.runtime.monitor import Monitor
 from dask_dml.runtime.relay import Answer, Call, joined
@@ -137,7 +137,7 @@ class Calls:
         return True
 
     def _made(self, work: SentWork[Any, Any], usual_s: float) -> Answer:
-        limit_s = max(self._policy.speculation_factor * usual_s, usual_s + STRAGGLER_S)
+        limit_s = straggler_limit_s(usual_s, self._policy.speculation_factor)
         call = Call(self._run_id, self._number, dumps(work), self._n_blocks, limit_s)
         reply = self._asked("dml_call", limit_s + _MARGIN_S, call=call.message)
         if reply is None:

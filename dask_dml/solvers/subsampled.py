@@ -292,13 +292,14 @@ class SubsampledNewton:
         if evaluation.hessian is None:
             raise ValueError("SubsampledNewton.tell(evaluation=...) needs the Hessian it asked for")
         none = np.empty((0, len(state.point)))
-        factor = _cholesky(evaluation.hessian)
-        is_wanted = self._is_last(state) and self._is_certifiable
-        extent = np.tile(self.goal.row_extent, len(factor) // len(self.goal.row_extent))
+        factor, least = _cholesky(evaluation.hessian), np.inf
+        if self._is_last(state) and self._is_certifiable:
+            extent = np.tile(self.goal.row_extent, len(factor) // len(self.goal.row_extent))
+            least = about_least_eigenvalue(factor, extent)
         return replace(
             state,
             metric_share=share,
-            least_eigenvalue=about_least_eigenvalue(factor, extent) if is_wanted else np.inf,
+            least_eigenvalue=least,
             factor=factor,
             steps=none,
             changes=none,
