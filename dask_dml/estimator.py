@@ -47,7 +47,7 @@ from dask_dml.runtime.small import brought_here
 from dask_dml.runtime.speeds import USUAL_ROUNDS
 from dask_dml.solvers import Solver
 from dask_dml.solvers.choice import choose_solver
-from dask_dml.solvers.core import CONVERGED, VANISHED
+from dask_dml.solvers.core import CONVERGED, VANISHED, SolverState
 from dask_dml.version import __version__
 
 if TYPE_CHECKING:
@@ -156,17 +156,29 @@ class LinearEstimator(BaseEstimator):
         self.n_passes_ = float(outcome.passes)
         self.history_ = history.frame()
         self.faults_ = history.faults_frame()
+        self._warn_unless_certain(state)
+        return self
+
+    def _warn_unless_certain(self, state: SolverState) -> None:
+        name = f"{type(self).__name__}(solver={self.solver!r})"
         if state.reason != CONVERGED:
             has_other = self.solver in ("lbfgs", "gd")
             advice = "raise max_iter, or use solver='newton'" if has_other else "raise max_iter"
             warnings.warn(
-                f"{type(self).__name__}(solver={self.solver!r}) stopped before a relative gap of "
-                f"{self.tol:g} ({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
+                f"{name} stopped before a relative gap of {self.tol:g} "
+                f"({state.reason}, {state.n_iter} iterations, gap {state.gap:.1e}): "
                 f"{(self._advice | _ADVICE).get(state.reason, advice)}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self
+        elif state.gap > self.tol:
+            warnings.warn(
+                f"{name} has come as close as rounding allows, but no closer than a relative gap "
+                f"of {state.gap:.1e} is certain, where {self.tol:g} was asked for: scale columns "
+                "whose sizes are far apart alike, or raise tol",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
 
     def _run(self, source: Source, history: History) -> tuple[Setting, Outcome]:
         """Survey the rows, say what is minimised, and minimise it."""

@@ -8,6 +8,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn.linear_model as reference
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
@@ -110,6 +111,13 @@ def test_scales_from_the_smallest_to_the_largest_change_nothing(name):
     assert model.gap_ <= 1e-8
 
 
+@pytest.mark.parametrize("name", PENALISED)
+def test_with_a_penalty_scales_that_are_far_apart_have_a_certified_answer(name):
+    X, y = made(name, n=20_000 if name.startswith("sv") else 300)
+    model = PENALISED[name]().fit(X * [1e-8, 1.0, 1e8], y)
+    assert model.gap_ <= 1e-8
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_rows_without_weight_and_empty_blocks_are_as_if_they_were_not_there(name):
     X, y = made(name)
@@ -140,6 +148,37 @@ def test_fewer_rows_than_columns_have_a_certified_answer_with_a_penalty(name):
             warnings.simplefilter("ignore", ConvergenceWarning)
         model = PENALISED[name]().fit(X, y)
     assert model.gap_ <= 1e-7 or name == "huber, l2"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Ridge(), reference.Ridge(solver="svd")),
+        (
+            PoissonRegressor(alpha=0.1),
+            reference.PoissonRegressor(alpha=0.1, tol=1e-10, max_iter=2000),
+        ),
+        (LogisticRegression(), reference.LogisticRegression(tol=1e-12)),
+    ],
+    ids=["ridge", "poisson", "logistic"],
+)
+def test_thousands_of_columns_of_a_few_rows_have_the_answer_of_scikit_learn(ours, theirs):
+    rng = np.random.default_rng(10)
+    X = rng.normal(size=(60, 3000)) * np.exp(0.3 * rng.normal(size=3000))
+    y = X[:, :20].sum(axis=1)
+    y = y if isinstance(ours, Ridge) else (y > 0.0).astype(float)
+    model, expected = clone(ours).set_params(max_iter=300).fit(X, y), theirs.fit(X, y)
+    assert model.gap_ <= 1e-8
+    scale = np.abs(expected.coef_).max()
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-4 * scale)
+
+
+def test_a_gap_that_is_not_certain_to_be_as_small_as_it_should_be_is_said():
+    rng = np.random.default_rng(11)
+    X = rng.normal(size=(60, 3000)) * 10.0 ** np.linspace(-8.0, 8.0, 3000)
+    with pytest.warns(ConvergenceWarning, match="no closer than a relative gap of .* is certain"):
+        model = Ridge().fit(X, X[:, -1] / 1e8)
+    assert model.gap_ > model.tol
 
 
 def test_fewer_rows_than_columns_give_least_squares_its_solution_of_least_norm():

@@ -29,8 +29,10 @@ _HESSIAN_COORDINATES = 2000
 _ROWS_A_COORDINATE = 20
 # Values from which on samples are solved first: of fewer, a pass takes less time than a round.
 _LARGE = 4_000_000
-# How much closer a gradient method goes by its own estimate where nothing certifies its result.
-_UNCERTIFIED = 1e-3
+# How much closer a gradient method goes by its own estimate where no Hessian certifies its result,
+# at least and at most.
+_CLOSER, _CLOSEST = 1e-3, 1e-7
+_CAUTION = 0.1
 
 
 class Choice(NamedTuple):
@@ -104,6 +106,11 @@ def _first_order(
     """A gradient method, certified by one Newton step, or by gradients where that is too large."""
     if problem.n_coordinates <= _HESSIAN_COORDINATES:
         return Relay(descent(goal), Newton(goal), goal.tol)
-    closer = descent(Goal.of(problem, goal.tol * _UNCERTIFIED, goal.max_iter))
+    # The penalty alone, which bounds the gap, is so much flatter than the objective: of fewer rows
+    # than terms all curvature is in as many directions as there are rows.
+    flatness = goal.convexity[goal.convexity > 0.0].min(initial=1.0)
+    flatness *= min(problem.survey.n_rows / problem.n_terms, 1.0)
+    closer_by = float(np.clip(_CAUTION * flatness, _CLOSEST, _CLOSER))
+    closer = descent(Goal.of(problem, goal.tol * closer_by, goal.max_iter))
     n_free = int(np.count_nonzero(goal.convexity == 0.0))
     return Relay(closer, Bracket(goal), goal.tol) if n_free == 1 else closer

@@ -43,6 +43,10 @@ class Newton:
         """State before the first round."""
         return LineState(point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0)
 
+    @property
+    def _is_pieced(self) -> bool:
+        return not np.isfinite(self.goal.self_concordance)
+
     def ask(self, state: LineState) -> Ask:
         """The next trial point, with its Hessian."""
         return Ask(state.trial, 2)
@@ -80,9 +84,11 @@ class Newton:
             return replace(
                 accepted, point=better, gap=gap_after, n_iter=n_iter + 1, reason=CONVERGED
             )
-        # Rounds after the first refine a quadratic's solution, until rounding is all that is left.
-        refined = quadratic and not first and newton.decrement2 > -0.25 * state.slope
-        if refined or is_negligible(evaluation.value, 0.5 * newton.decrement2):
+        # Rounds after the first refine a quadratic's solution, until rounding is all that is left;
+        # so do those of a loss that is made of quadratics.
+        is_rounding = is_negligible(evaluation.value, 0.5 * newton.decrement2)
+        refined = not first and newton.decrement2 > -0.25 * state.slope
+        if (quadratic and refined) or (is_rounding and (refined or not self._is_pieced)):
             return replace(accepted, reason=CONVERGED)
         if evaluation.value <= self.goal.vanishing:
             # A perfect fit, of which nothing is left but rounding; or one without an optimum.
