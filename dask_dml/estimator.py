@@ -62,6 +62,8 @@ MODEL_FORMAT = 1
 
 # Arguments that are on or off, where an estimator has them.
 _SWITCHES = ("fit_intercept", "warm_start", "refit")
+# Relative gaps that are as good as none: bounds allow for the rounding of sums.
+_ROUNDING = 1e-12
 _ADVICE = {
     VANISHED: "the rows are fitted to the last digit, and others may be by other coefficients; "
     "penalise them for a single solution"
@@ -171,7 +173,7 @@ class LinearEstimator(BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        elif state.gap > self.tol:
+        elif state.gap > max(self.tol, _ROUNDING):
             warnings.warn(
                 f"{name} has come as close as rounding allows, but no closer than a relative gap "
                 f"of {state.gap:.1e} is certain, where {self.tol:g} was asked for: scale columns "
