@@ -51,8 +51,9 @@ _LEAST_ROWS = 16
 # Terms from which on rows are not copied to panels, and what a sub-block of them has of the cache.
 _WIDE_TERMS = 128
 _WIDE_BYTES = 512 * 1024
-# How far ahead rows are fetched from memory, which takes as long as all else.
+# How far ahead rows are fetched from memory, which takes as long as all else, and in what units.
 _ROWS_AHEAD = 64
+_LINE_BYTES = 64
 
 
 def _padded(n_terms: int) -> int:
@@ -233,9 +234,7 @@ def _add_sums(
         else:
             if has_width:
                 panels[(n_terms - 1) // LANES, :, (n_terms - 1) % LANES] = 0.0
-            for i in range(0, whole, LANES):
-                _fill_eight(X, start + i, min(LANES, m - i), center, last, panels, i)
-                _score_eight(panels, theta, i, scores)
+            _fill_and_score(X, start, m, center, last, theta, panels, scores)
         # Here and not of the block, whose copy would take pages of memory anew in each round.
         targets[:m] = target[start : start + m]
         evaluate(scores, targets[:m], parameters, losses, residuals, curvatures)
@@ -311,33 +310,87 @@ def _panels(n_panels: int, n_rows: int) -> Array:
 
 
 @_inlined
-def _fill_eight(
-    X: Any, start: int, m: int, center: Array, last: Array, panels: Array, to: int
+def _fill_and_score(
+    X: Any,
+    start: int,
+    m: int,
+    center: Array,
+    last: Array,
+    theta: Array,
+    panels: Array,
+    scores: Array,
 ) -> None:
-    """Put eight rows or less into the panels, centred."""
+    """Put rows into the panels, centred, and their scores beside them, eight rows at a time.
+
+    All in one function: numba counts references to arrays at each call of another.
+    """
     n_columns, room = X.shape[1], panels.shape[1]
-    n_whole = n_columns // LANES
-    if not _has_eight(X, start, m):
-        for i in range(m):
-            for j in range(n_columns):
-                panels[j // LANES, to + i, j % LANES] = X[start + i, j] - center[j]
-        return
-    ahead = (start + _ROWS_AHEAD) * n_columns
-    for place in range(ahead, ahead + LANES * n_columns, 64 // X.itemsize):
-        prefetch(X, place)
-    for g in range(n_whole):
-        shift = load(center, g * LANES)
-        at, put = start * n_columns + g * LANES, (g * room + to) * LANES
-        store(panels, put, load(X, at) - shift)
-        store(panels, put + 8, load(X, at + n_columns) - shift)
-        store(panels, put + 16, load(X, at + 2 * n_columns) - shift)
-        store(panels, put + 24, load(X, at + 3 * n_columns) - shift)
-        store(panels, put + 32, load(X, at + 4 * n_columns) - shift)
-        store(panels, put + 40, load(X, at + 5 * n_columns) - shift)
-        store(panels, put + 48, load(X, at + 6 * n_columns) - shift)
-        store(panels, put + 56, load(X, at + 7 * n_columns) - shift)
-    if n_columns % LANES:
-        _fill_last(X, start, center, last, panels, (n_whole * room + to) * LANES)
+    n_panels, n_outputs = len(panels), len(theta)
+    n_of_columns = (n_columns + LANES - 1) // LANES
+    # Of the last rows no numbers follow that could be read too far.
+    n_fast = min(m, (X.size - LANES) // n_columns - start) // LANES * LANES
+    n_ahead = _ROWS_AHEAD * n_columns
+    line = _LINE_BYTES // X.itemsize
+    n_lines = LANES * n_columns // line + 1
+    filling = load(last, 0)
+    for i in range(0, m, LANES):
+        row = (start + i) * n_columns
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
+        n_scored = 0
+        if i < n_fast:
+            n_scored = n_of_columns
+            place = row + n_ahead
+            for _ in range(n_lines):
+                prefetch(X, place)
+                place += line
+            for g in range(n_of_columns):
+                t, shift = load(theta, g * LANES), load(center, g * LANES)
+                at, put = row + g * LANES, (g * room + i) * LANES
+                # What is read beyond the last columns is the next row's, and is not used.
+                n_own = n_columns - g * LANES
+                x = first_of(load(X, at) - shift, filling, n_own)
+                store(panels, put, x)
+                s0 += x * t
+                x = first_of(load(X, at + n_columns) - shift, filling, n_own)
+                store(panels, put + 8, x)
+                s1 += x * t
+                x = first_of(load(X, at + 2 * n_columns) - shift, filling, n_own)
+                store(panels, put + 16, x)
+                s2 += x * t
+                x = first_of(load(X, at + 3 * n_columns) - shift, filling, n_own)
+                store(panels, put + 24, x)
+                s3 += x * t
+                x = first_of(load(X, at + 4 * n_columns) - shift, filling, n_own)
+                store(panels, put + 32, x)
+                s4 += x * t
+                x = first_of(load(X, at + 5 * n_columns) - shift, filling, n_own)
+                store(panels, put + 40, x)
+                s5 += x * t
+                x = first_of(load(X, at + 6 * n_columns) - shift, filling, n_own)
+                store(panels, put + 48, x)
+                s6 += x * t
+                x = first_of(load(X, at + 7 * n_columns) - shift, filling, n_own)
+                store(panels, put + 56, x)
+                s7 += x * t
+        else:
+            for k in range(i, min(i + LANES, m)):
+                for j in range(n_columns):
+                    panels[j // LANES, k, j % LANES] = X[start + k, j] - center[j]
+        for k in range(n_outputs):
+            for g in range(n_scored, n_panels):
+                t = load(theta, (k * n_panels + g) * LANES)
+                at = (g * room + i) * LANES
+                s0 += load(panels, at) * t
+                s1 += load(panels, at + 8) * t
+                s2 += load(panels, at + 16) * t
+                s3 += load(panels, at + 24) * t
+                s4 += load(panels, at + 32) * t
+                s5 += load(panels, at + 40) * t
+                s6 += load(panels, at + 48) * t
+                s7 += load(panels, at + 56) * t
+            store(scores, k * scores.shape[1] + i, totals(s0, s1, s2, s3, s4, s5, s6, s7))
+            s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
+            n_scored = 0
 
 
 @_inlined
@@ -358,25 +411,6 @@ def _fill_last(X: Any, start: int, center: Array, last: Array, panels: Array, pu
         # What is read beyond the last columns is the next row's, and is not used.
         values = load(X, at + i * n_columns) - shift
         store(panels, put + i * LANES, first_of(values, filling, n_left))
-
-
-@_inlined
-def _score_eight(panels: Array, theta: Array, i: int, scores: Array) -> None:
-    n_panels, room = panels.shape[0], panels.shape[1]
-    for k in range(len(theta)):
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = spread(0.0)
-        for g in range(n_panels):
-            t = load(theta, (k * n_panels + g) * LANES)
-            at = (g * room + i) * LANES
-            s0 += load(panels, at) * t
-            s1 += load(panels, at + 8) * t
-            s2 += load(panels, at + 16) * t
-            s3 += load(panels, at + 24) * t
-            s4 += load(panels, at + 32) * t
-            s5 += load(panels, at + 40) * t
-            s6 += load(panels, at + 48) * t
-            s7 += load(panels, at + 56) * t
-        store(scores, k * scores.shape[1] + i, totals(s0, s1, s2, s3, s4, s5, s6, s7))
 
 
 @_inlined
