@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dask.array as da
 import numpy as np
-import pandas as pd
 import scipy.sparse
 from dask.base import compute, get_scheduler, is_dask_collection
 from dask.delayed import delayed
@@ -24,6 +23,10 @@ from numpy.typing import NDArray
 
 from dask_dml.data.csr import Csr, as_csr, csr_rows, empty_csr, row_counts
 from dask_dml.errors import DataError
+
+if TYPE_CHECKING:
+    # Late, since workers import this file: pandas takes 80 MB, and they have no frames.
+    import pandas as pd
 
 MAX_INTEGER_CLASSES = 1_000
 MAX_LABELS = 10_000
@@ -254,6 +257,8 @@ class Target:
         """Return what is stored for a block of y."""
         if self.labels is None:
             return np.asarray(block, dtype=self.dtype)
+        import pandas as pd
+
         return np.asarray(pd.Index(self.labels).get_indexer(block)).astype(self.dtype)
 
 
@@ -290,6 +295,8 @@ def distinct_labels(block: Any, index: int) -> list[Any]:
     DataError
         If one is missing, or they are more than 10,000.
     """
+    import pandas as pd
+
     values = np.asarray(block, dtype=object)
     missing = np.flatnonzero(pd.isna(values))
     if missing.size:
@@ -456,6 +463,8 @@ def _polars_block(frame: Any, rows: slice, columns: slice) -> Any:
 
 
 def _is_nullable(frame: pd.DataFrame) -> bool:
+    import pandas as pd
+
     return any(pd.api.types.is_extension_array_dtype(dtype) for dtype in frame.dtypes)
 
 
@@ -473,7 +482,7 @@ def _frame_matrix(frame: Any, argument: str) -> Matrix:
     if _is_dask_frame(frame):
         array = with_known_chunks(frame.astype(dtype).to_dask_array())
         return Matrix(array.shape, dtype, names, array)
-    block = _pandas_block if isinstance(frame, pd.DataFrame) else _polars_block
+    block = _polars_block if _is_polars(frame) else _pandas_block
     return Matrix(frame.shape, dtype, names, _Sliceable(frame, block, dtype))
 
 
@@ -520,6 +529,11 @@ def _is_dask_frame(values: Any) -> bool:
     return is_dask_collection(values) and hasattr(values, "to_dask_array")
 
 
+def _is_pandas(values: Any) -> bool:
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(values, pandas.DataFrame)
+
+
 def _is_polars(values: Any) -> bool:
     polars = sys.modules.get("polars")
     return polars is not None and isinstance(values, polars.DataFrame)
@@ -527,7 +541,7 @@ def _is_polars(values: Any) -> bool:
 
 def _is_frame(values: Any) -> bool:
     return (
-        isinstance(values, pd.DataFrame)
+        _is_pandas(values)
         or _is_polars(values)
         or (_is_dask_frame(values) and hasattr(values, "columns"))
     )

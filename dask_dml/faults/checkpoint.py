@@ -25,7 +25,6 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from dask_dml.errors import (
@@ -296,6 +295,9 @@ class CheckpointKeeper:
         found = self._found
         if found is None:
             return None
+        # Late, since workers import this file and have no use for 80 MB of it.
+        import pandas as pd
+
         record = found.record
         self._log.rows[:] = record["history"]
         self._log.faults[:] = [
