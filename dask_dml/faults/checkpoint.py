@@ -295,7 +295,7 @@ class CheckpointKeeper:
         found = self._found
         if found is None:
             return None
-        # Late, since workers import this file and have no use for 80 MB of it.
+        # Late, since workers import this file and have no use for its 65 MB.
         import pandas as pd
 
         record = found.record

@@ -55,8 +55,8 @@ class Problem:
     isotropic : bool
         Scale all columns alike, so that the solution of least norm in the solver's coordinates
         is that of least norm in people's. So it is in any case where rows are fewer than columns
-        and squares are penalised: gradients then stay in the span of the rows, in which the
-        Hessian is far better conditioned than in all directions.
+        and no absolute values are penalised: gradients then stay in the span of the rows, in which
+        the Hessian is far better conditioned than in all directions.
     """
 
     loss: Loss

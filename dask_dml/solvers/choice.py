@@ -32,6 +32,7 @@ _LARGE = 4_000_000
 # How much closer a gradient method goes by its own estimate where no Hessian certifies its result,
 # at least and at most.
 _CLOSER, _CLOSEST = 1e-3, 1e-7
+# What its own estimate is trusted by.
 _CAUTION = 0.1
 
 

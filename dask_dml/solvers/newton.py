@@ -43,10 +43,6 @@ class Newton:
         """State before the first round."""
         return LineState(point, np.inf, np.nan, 0, "", np.zeros_like(point), 0.0, 1.0)
 
-    @property
-    def _is_pieced(self) -> bool:
-        return not np.isfinite(self.goal.self_concordance)
-
     def ask(self, state: LineState) -> Ask:
         """The next trial point, with its Hessian."""
         return Ask(state.trial, 2)
@@ -86,9 +82,10 @@ class Newton:
             )
         # Rounds after the first refine a quadratic's solution, until rounding is all that is left;
         # so do those of a loss that is made of quadratics.
+        pieced = not np.isfinite(self.goal.self_concordance)
         is_rounding = is_negligible(evaluation.value, 0.5 * newton.decrement2)
         refined = not first and newton.decrement2 > -0.25 * state.slope
-        if (quadratic and refined) or (is_rounding and (refined or not self._is_pieced)):
+        if (quadratic and refined) or (is_rounding and (refined or not pieced)):
             return replace(accepted, reason=CONVERGED)
         if evaluation.value <= self.goal.vanishing:
             # A perfect fit, of which nothing is left but rounding; or one without an optimum.

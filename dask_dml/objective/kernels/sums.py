@@ -43,7 +43,6 @@ from dask_dml.objective.losses import Array
 
 # Its decorators are not typed.
 _inlined: Any = numba.njit(error_model="numpy")
-_copied: Any = numba.njit(error_model="numpy", forceinline=True)
 
 _SCRATCH_BYTES = 128 * 1024
 _MOST_ROWS = 256
@@ -327,8 +326,7 @@ def _fill_and_score(
     n_columns, room = X.shape[1], panels.shape[1]
     n_panels, n_outputs = len(panels), len(theta)
     n_of_columns = (n_columns + LANES - 1) // LANES
-    # Of the last rows no numbers follow that could be read too far.
-    n_fast = min(m, (X.size - LANES) // n_columns - start) // LANES * LANES
+    n_fast = _n_fast(X, start, m)
     n_ahead = _ROWS_AHEAD * n_columns
     line = _LINE_BYTES // X.itemsize
     n_lines = LANES * n_columns // line + 1
@@ -394,37 +392,28 @@ def _fill_and_score(
 
 
 @_inlined
-def _has_eight(X: Any, start: int, m: int) -> bool:
-    """Whether there are eight rows, and as many numbers behind them as are read too far."""
-    return bool(m == LANES and (start + LANES) * X.shape[1] + LANES <= X.size)
-
-
-@_copied
-def _fill_last(X: Any, start: int, center: Array, last: Array, panels: Array, put: int) -> None:
-    """Put what columns are left of eight rows into a panel, with the column of ones."""
+def _n_fast(X: Any, start: int, m: int) -> int:
+    """Of so many rows, those in whole eights behind which follows as much as is read too far."""
     n_columns = X.shape[1]
-    n_left = n_columns % LANES
-    first = n_columns - n_left
-    shift, filling = load(center, first), load(last, 0)
-    at = start * n_columns + first
-    for i in range(LANES):
-        # What is read beyond the last columns is the next row's, and is not used.
-        values = load(X, at + i * n_columns) - shift
-        store(panels, put + i * LANES, first_of(values, filling, n_left))
+    return int(min(m, (X.size - LANES) // n_columns - start) // LANES * LANES)
 
 
 @_inlined
 def _fill_tails(X: Any, start: int, m: int, center: Array, last: Array, tails: Array) -> None:
-    """Put what columns are left of wide rows into a panel."""
+    """Put what columns are left of wide rows into a panel, with the column of ones."""
     n_columns = X.shape[1]
     first = n_columns // LANES * LANES
-    for i in range(0, m, LANES):
-        if n_columns > first and _has_eight(X, start + i, min(LANES, m - i)):
-            _fill_last(X, start + i, center, last, tails, i * LANES)
-            continue
-        for k in range(i, min(i + LANES, m)):
-            for j in range(first, n_columns):
-                tails[0, k, j - first] = X[start + k, j] - center[j]
+    n_left = n_columns - first
+    n_fast = _n_fast(X, start, m) if n_left else 0
+    if n_fast > 0:
+        shift, filling = load(center, first), load(last, 0)
+        for i in range(n_fast):
+            # What is read beyond the last columns is the next row's, and is not used.
+            values = load(X, (start + i) * n_columns + first) - shift
+            store(tails, i * LANES, first_of(values, filling, n_left))
+    for i in range(max(n_fast, 0), m):
+        for j in range(first, n_columns):
+            tails[0, i, j - first] = X[start + i, j] - center[j]
 
 
 @_inlined
